@@ -1,0 +1,297 @@
+"""The experiment: one frozen, validated object that says everything about a run. Imports no JAX."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, Union
+
+from pydantic import BaseModel, Field, model_validator
+
+from data.config import DataConfig, SentencePiece
+from model.config import TransformerConfig
+
+
+class UserError(Exception):
+    """Something the user can mend: `problems` are complete sentences, each naming the field, file or place."""
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class _Part(BaseModel, frozen=True, extra="forbid", validate_default=True):
+    """Immutable, typed, and closed to unknown fields."""
+
+
+class _Schedule(_Part):
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from 0 to the peak learning rate.")
+
+
+class Constant(_Schedule):
+    """The peak learning rate after warm-up."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class Linear(_Schedule):
+    """Straight line from the peak to `final_fraction` of it at the last step (BERT)."""
+
+    kind: Literal["linear"] = "linear"
+    final_fraction: float = Field(0.0, ge=0, le=1, description="Last learning rate as a fraction of the peak.")
+
+
+class Cosine(_Schedule):
+    """Half a cosine from the peak to `final_fraction` of it at the last step (Loshchilov & Hutter 2017)."""
+
+    kind: Literal["cosine"] = "cosine"
+    final_fraction: float = Field(0.1, ge=0, le=1, description="Last learning rate as a fraction of the peak.")
+
+
+class InverseSquareRoot(_Schedule):
+    """peak * sqrt(warmup_steps / step) after warm-up (Vaswani et al. 2017, section 5.3)."""
+
+    kind: Literal["inverse_square_root"] = "inverse_square_root"
+    warmup_steps: int = Field(4000, ge=1, description="Steps of linear warm-up; also the time scale of the decay.")
+
+
+class WarmupStableDecay(_Schedule):
+    """The peak until `decay_steps` before the end, then a line to `final_fraction` of it (Hu et al. 2024)."""
+
+    kind: Literal["warmup_stable_decay"] = "warmup_stable_decay"
+    decay_steps: int = Field(100, ge=1, description="Steps of the final decay.")
+    final_fraction: float = Field(0.0, ge=0, le=1, description="Last learning rate as a fraction of the peak.")
+
+
+Schedule = Annotated[
+    Union[Constant, Linear, Cosine, InverseSquareRoot, WarmupStableDecay], Field(discriminator="kind")
+]
+
+
+class _Optimizer(_Part):
+    peak_learning_rate: float = Field(1e-3, gt=0, description="Learning rate after warm-up.")
+    schedule: Schedule = Field(Cosine(), description="How the learning rate changes over the run.")
+    clip_norm: float | None = Field(1.0, gt=0, description="Clip gradients to this global norm; none: never.")
+
+
+class _Decayed(_Optimizer):
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay, times the learning rate.")
+    no_decay: tuple[str, ...] = Field(
+        (r"(^|.*/)(bias|scale)",),
+        description="Parameters that do not decay: patterns that must match a whole parameter path.",
+    )
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent with momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    momentum: float = Field(0.9, ge=0, lt=1, description="Decay of the velocity; 0: plain SGD.")
+    nesterov: bool = Field(False, description="Nesterov's form of momentum.")
+
+
+class Adam(_Optimizer):
+    """Kingma & Ba 2015."""
+
+    kind: Literal["adam"] = "adam"
+    b1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    b2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
+    epsilon: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+
+
+class AdamW(_Decayed):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    b1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    b2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
+    epsilon: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+
+
+class Adafactor(_Optimizer):
+    """Factored second moments (Shazeer & Stern 2018); updates relative to the parameters' scale."""
+
+    kind: Literal["adafactor"] = "adafactor"
+    decay_rate: float = Field(0.8, gt=0, lt=1, description="Second-moment decay 1 - step^-decay_rate.")
+    min_dim_size_to_factor: int = Field(128, gt=0, description="Smaller matrices keep full second moments.")
+
+
+class Lion(_Decayed):
+    """Sign of an interpolated momentum (Chen et al. 2023)."""
+
+    kind: Literal["lion"] = "lion"
+    b1: float = Field(0.9, ge=0, lt=1, description="Interpolation for the update.")
+    b2: float = Field(0.99, ge=0, lt=1, description="Decay of the momentum.")
+
+
+class Muon(_Decayed):
+    """Orthogonalized momentum for the layers' matrices, AdamW for all else (Jordan et al. 2024).
+
+    Updates are scaled to AdamW's root mean square (Liu et al. 2025), so one learning rate serves both.
+    """
+
+    kind: Literal["muon"] = "muon"
+    momentum: float = Field(0.95, ge=0, lt=1, description="Decay of the momentum.")
+    b1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment.")
+    b2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the second moment.")
+
+
+Optimizer = Annotated[Union[SGD, Adam, AdamW, Adafactor, Lion, Muon], Field(discriminator="kind")]
+
+
+class Loss(_Part):
+    """Cross entropy and its two usual additions."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Weight of the uniform distribution in the targets.")
+    z_loss: float = Field(0.0, ge=0, description="Weight of log(Z)^2, which keeps logits near 0 (PaLM: 1e-4).")
+
+
+MESH_AXES = ("data", "fsdp", "tensor")
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "layers": (),
+}
+
+
+class Mesh(_Part):
+    """How devices are arranged and which dim of an array lies along which axis of them."""
+
+    data: int = Field(-1, description="Devices that split the batch and copy the parameters; -1: all that remain.")
+    fsdp: int = Field(1, ge=1, description="Devices that split the batch and also the parameters.")
+    tensor: int = Field(1, ge=1, description="Devices that split heads, feed-forward and vocabulary.")
+    rules: dict[str, tuple[str, ...]] = Field(
+        RULES, description="Mesh axes of each logical dim, for example {\"vocab\": []} to copy the vocabulary."
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        problems = []
+        if self.data == 0 or self.data < -1:
+            problems.append(f"data={self.data} must be at least 1, or -1 for all remaining devices")
+        if unknown := sorted(set(self.rules) - set(RULES)):
+            problems.append(f"rules name unknown dims {unknown}; dims are {list(RULES)}")
+        axes = {axis for rule in self.rules.values() for axis in rule}
+        if unknown := sorted(axes - set(MESH_AXES)):
+            problems.append(f"rules name unknown mesh axes {unknown}; axes are {list(MESH_AXES)}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class Checkpointing(_Part):
+    """When state is saved and what is kept."""
+
+    every: int = Field(1000, gt=0, description="Steps between checkpoints; one more is written at the end.")
+    keep_last: int = Field(2, gt=0, description="How many of the newest checkpoints stay.")
+    keep_best: int = Field(1, ge=0, description="How many checkpoints with the lowest validation loss stay besides.")
+    verify: bool = Field(True, description="Check every file's and array's digest before a checkpoint is trusted.")
+
+
+class Evaluation(_Part):
+    """What is measured during training."""
+
+    every: int = Field(250, gt=0, description="Steps between evaluations; one more is made at the end.")
+    batch_size: int | None = Field(None, gt=0, description="Examples per batch; none = the training batch_size.")
+    max_batches: int | None = Field(None, gt=0, description="Validation batches per evaluation; none: all of them.")
+    prompts: tuple[str, ...] = Field(("",), description="Texts continued at the end of the run and in its report.")
+    sample_tokens: int = Field(200, ge=0, description="New tokens per prompt; 0: no samples.")
+    temperature: float = Field(0.8, ge=0, description="Of those samples; 0: greedy.")
+
+
+class Experiment(_Part):
+    """One run of one variant of one paper, completely."""
+
+    name: str = Field("experiment", min_length=1, description="Shown in lists and used for the run directory.")
+    run_dir: str | None = Field(None, description="Run directory; none: runs/NAME.")
+    seed: int = Field(0, ge=0, description="Of initialization, data order and dropout.")
+    num_steps: int = Field(1000, gt=0, description="Optimizer steps of the whole run.")
+    batch_size: int = Field(32, gt=0, description="Examples per optimizer step, over all devices.")
+    accumulation_steps: int = Field(1, gt=0, description="Parts the batch is computed in, one after another.")
+    model: TransformerConfig = Field(TransformerConfig(), description="The network.")
+    data: DataConfig = Field(DataConfig(), description="Text, tokens and batches.")
+    optimizer: Optimizer = Field(AdamW(), description="The optimizer and its learning rate.")
+    loss: Loss = Field(Loss(), description="What is minimized.")
+    mesh: Mesh = Field(Mesh(), description="Devices and sharding.")
+    checkpoint: Checkpointing = Field(Checkpointing(), description="Saving.")
+    evaluation: Evaluation = Field(Evaluation(), description="Measuring.")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Keep an exponential moving average of the parameters and evaluate that."
+    )
+    init_from: str | None = Field(None, description="Run directory whose parameters a new run starts from.")
+    log_every: int = Field(10, gt=0, description="Steps between lines of metrics.")
+    max_nonfinite_steps: int = Field(
+        10, gt=0, description="Stop after this many skipped steps in a row with a non-finite loss or gradient."
+    )
+    peak_tflops: float | None = Field(
+        None, gt=0, description="Peak TFLOP/s of one device, for utilization; none: looked up by device name."
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        problems = []
+        tokenizer, model = self.data.tokenizer, self.model
+        if isinstance(tokenizer, SentencePiece) and tokenizer.path is None:
+            if tokenizer.vocab_size > model.vocab_size:
+                problems.append(
+                    f"data.tokenizer.vocab_size={tokenizer.vocab_size} is larger than "
+                    f"model.vocab_size={model.vocab_size}"
+                )
+        if self.data.length > model.max_length:
+            problems.append(f"data.length={self.data.length} is longer than model.max_length={model.max_length}")
+        if self.batch_size % self.accumulation_steps:
+            problems.append(
+                f"accumulation_steps={self.accumulation_steps} does not divide batch_size={self.batch_size}"
+            )
+        schedule = self.optimizer.schedule
+        if schedule.warmup_steps + getattr(schedule, "decay_steps", 0) > self.num_steps:
+            problems.append(
+                f"optimizer.schedule.warmup_steps={schedule.warmup_steps} (with the decay) is more than "
+                f"num_steps={self.num_steps}"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def directory(self) -> str:
+        """`run_dir`, resolved."""
+        return self.run_dir or "runs/" + self.name.replace(":", "-")
+
+
+MAY_CHANGE_ON_RESUME = (
+    "run_dir",
+    "log_every",
+    "peak_tflops",
+    "mesh",
+    "checkpoint",
+    "evaluation",
+    "model.layer_loop",
+    "model.remat",
+    "model.attention_implementation",
+    "data.cache_dir",
+    "data.tokenizer_processes",
+    "data.num_workers",
+    "data.prefetch",
+)
+"""Fields that change how a run is computed or watched, but not what it computes."""
+
+
+def changed_fields(old: Experiment, new: Experiment) -> list[tuple[str, object, object]]:
+    """Dotted path, old and new value of each field that must not differ within one run."""
+    missing = object()
+
+    def walk(path: str, a: object, b: object) -> list[tuple[str, object, object]]:
+        if path in MAY_CHANGE_ON_RESUME or a == b:
+            return []
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys = list(a) + [key for key in b if key not in a]
+            prefix = f"{path}." if path else ""
+            return [d for key in keys for d in walk(prefix + key, a.get(key, missing), b.get(key, missing))]
+        return [(path, "(absent)" if a is missing else a, "(absent)" if b is missing else b)]
+
+    return walk("", old.model_dump(mode="json"), new.model_dump(mode="json"))

@@ -1,0 +1,32 @@
+"""Losses as (sum, weight): the caller divides once, by the weight of the whole batch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def cross_entropy(
+    logits: Float[Array, "batch length vocab"],
+    targets: Int[Array, "batch length"],
+    weights: Float[Array, "batch length"],
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Weighted sum of -log p(target) in nats and the sum of weights, computed in float32.
+
+    `label_smoothing` mixes that share of the uniform distribution into the targets (Szegedy et al. 2016);
+    `z_loss` adds that multiple of log(Z)^2 (Chowdhery et al. 2022, section 5).
+    """
+    logits = logits.astype(jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    # A comparison instead of a gather: it stays local when the vocabulary is sharded.
+    is_target = targets[..., None] == jnp.arange(logits.shape[-1])
+    target_logit = jnp.where(is_target, logits, 0.0).sum(axis=-1)
+    loss = log_z - (1.0 - label_smoothing) * target_logit
+    if label_smoothing:
+        loss -= label_smoothing * logits.mean(axis=-1)
+    if z_loss:
+        loss += z_loss * jnp.square(log_z)
+    return (loss * weights).sum(), weights.sum()
