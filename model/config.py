@@ -90,7 +90,7 @@ class TransformerConfig(BaseModel, frozen=True, extra="forbid", validate_default
             if self.attention_dropout_rate:
                 problems.append("attention_implementation=cudnn cannot apply attention_dropout_rate; set it to 0")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     @property

@@ -36,6 +36,9 @@ def user_errors() -> Iterator[None]:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        sys.stderr.close()
+        sys.exit(1)
 
 
 def nearest(name: str, names: typing.Iterable[str]) -> str:
@@ -53,7 +56,11 @@ def papers() -> dict[str, Path]:
 
 
 def variants(path: Path) -> dict[str, Callable[[], Experiment]]:
-    """The functions of an experiment file that are annotated to return an `Experiment`, in file order."""
+    """The functions of an experiment file that are annotated to return an `Experiment`, in file order.
+
+    A name that Python does not allow gets an underscore in front: `def _1b()` is the variant `1b`. Any other
+    name that begins with an underscore is private.
+    """
     spec = importlib.util.spec_from_file_location(f"experiments.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -63,7 +70,9 @@ def variants(path: Path) -> dict[str, Callable[[], Experiment]]:
     except ValidationError as error:
         raise UserError(*(f"{path}: {p}" for p in _problems(error))) from error
     own = (f for f in vars(module).values() if isinstance(f, types.FunctionType) and f.__module__ == module.__name__)
-    return {f.__name__: f for f in own if typing.get_type_hints(f).get("return") is Experiment}
+    returning = {f.__name__: f for f in own if typing.get_type_hints(f).get("return") is Experiment}
+    public = {name.removeprefix("_") if name[1:2].isdigit() else name: f for name, f in returning.items()}
+    return {name: f for name, f in public.items() if not name.startswith("_")}
 
 
 def load_target(target: str) -> Experiment:
@@ -319,7 +328,7 @@ def _problems(error: ValidationError) -> list[str]:
         if detail["type"] == "extra_forbidden":
             sentences.append(f"{path}: there is no such field.{nearest(location[-1], _siblings(location))}")
         elif detail["type"] == "value_error":
-            sentences += [f"{path}: {part}" for part in str(detail["ctx"]["error"]).split("; ")]
+            sentences += [f"{path}: {part}" for part in str(detail["ctx"]["error"]).split("\n")]
         elif detail["type"] == "union_tag_invalid":
             context = detail["ctx"]
             kinds = context["expected_tags"].replace("'", "").split(", ")
@@ -361,4 +370,6 @@ def _missing_files(raw: dict) -> list[str]:
         if isinstance(file, str) and not Path(file).exists() and not glob.glob(file, recursive=True):
             names = [p.name for p in Path(file).parent.glob("*")] if Path(file).parent.is_dir() else []
             problems.append(f"{path}: there is no file {file}.{nearest(Path(file).name, names)}")
+    if any(problem.startswith("data.t") for problem in problems):
+        problems.append("name your text with --data.train PATH, or the folder of all datasets with QUIRE_DATA=FOLDER")
     return problems

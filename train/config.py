@@ -179,7 +179,7 @@ class Mesh(_Part):
         if unknown := sorted(axes - set(MESH_AXES)):
             problems.append(f"rules name unknown mesh axes {unknown}; axes are {list(MESH_AXES)}")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -254,7 +254,7 @@ class Experiment(_Part):
                 f"num_steps={self.num_steps}"
             )
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     @property

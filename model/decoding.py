@@ -1,0 +1,245 @@
+"""Writing text token by token: what is read into the cache, how a token is chosen, and the loop around both.
+
+    state = start(config, keys, capacity)                       # nothing read yet
+    state = read(model, params, state, tokens, lengths)         # prompts, right-padded
+    state, tokens = decode(model, params, state, allowed, num_steps=8, eos_id=3, sampling=Sampling())
+
+Slots of the cache equal positions, so prompts of unequal length stand side by side, padded on the right: the slot
+of a pad token is overwritten by a real one before any token can see it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from model.attention import KVCache
+from model.config import TransformerConfig
+from model.transformer import DecoderLM
+
+# Choosing a token -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from the model's distribution; the fields act in their order below.
+
+    repetition_penalty: divides positive and multiplies negative logits of tokens already in the text
+        (CTRL, Keskar et al. 2019, section 4.1); 1 changes nothing.
+    temperature: divides the logits; 0 takes the most likely token and ignores the rest.
+    top_k: only the k most likely tokens (Fan et al. 2018).
+    top_p: only the smallest set of most likely tokens whose mass is at least p (Holtzman et al. 2020, section 3.1).
+    min_p: only tokens at least this fraction as likely as the most likely one (Nguyen et al. 2024).
+
+    Raises ValueError for a value that means nothing.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be a finite number of at least 0, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be more than 0 and at most 1, not {self.top_p}")
+        if self.min_p is not None and not 0 <= self.min_p < 1:
+            raise ValueError(f"min_p must be at least 0 and less than 1, not {self.min_p}")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise ValueError(f"repetition_penalty must be between 0.01 and 100, not {self.repetition_penalty}")
+
+
+def choose(
+    logits: Float[Array, "batch vocab"],
+    seen: Bool[Array, "batch vocab"],
+    keys: Key[Array, "batch"],
+    sampling: Sampling,
+) -> Int[Array, "batch"]:
+    """One token for each row, each from its own key. `seen` marks the tokens already in a row's text.
+
+    A logit of -inf is never chosen. Logits that are NaN or +inf have no meaning here: test before.
+    """
+    logits = logits.astype(jnp.float32)
+    if sampling.repetition_penalty != 1:
+        penalty = jnp.float32(sampling.repetition_penalty)
+        logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    # With the largest logit at 0 and the divisor a normal float32, no temperature can make a NaN.
+    limits = np.finfo(np.float32)
+    temperature = np.float32(np.clip(sampling.temperature, limits.tiny, limits.max))
+    logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
+    if sampling.top_k is not None or sampling.top_p is not None:
+        logits = jnp.where(_most_likely(logits, sampling.top_k, sampling.top_p), logits, -jnp.inf)
+    if sampling.min_p:
+        logits = jnp.where(logits >= math.log(sampling.min_p), logits, -jnp.inf)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def _most_likely(
+    logits: Float[Array, "batch vocab"], top_k: int | None, top_p: float | None
+) -> Bool[Array, "batch vocab"]:
+    """The tokens that top-k and then top-p keep; among equals, those with the lower ids."""
+    order = jnp.argsort(-logits, axis=-1, stable=True)
+    logits = jnp.take_along_axis(logits, order, axis=-1)
+    keep = jnp.arange(logits.shape[-1]) < (logits.shape[-1] if top_k is None else top_k)
+    keep = jnp.broadcast_to(keep, logits.shape)
+    if top_p is not None:
+        probabilities = jax.nn.softmax(jnp.where(keep, logits, -jnp.inf), axis=-1)
+        mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        # The most likely token stays, however small p is.
+        keep &= (mass_before < top_p) | (jnp.arange(logits.shape[-1]) == 0)
+    return jnp.put_along_axis(jnp.zeros_like(keep), order, keep, axis=-1, inplace=False)
+
+
+# Reading and writing ----------------------------------------------------------------------------------------------
+
+
+@flax.struct.dataclass
+class DecodeState:
+    """Everything that changes while text is written; one row per text."""
+
+    cache: KVCache
+    logits: Float[Array, "batch vocab"]
+    """Of the next token, float32."""
+    lengths: Int[Array, "batch"]
+    """Tokens in the cache, which is also the position of the next one. At the cache's length the row is full."""
+    seen: Bool[Array, "batch vocab"]
+    """Tokens that occur in the text, prompt included."""
+    keys: Key[Array, "batch"]
+    """A row's draws depend on its key and on `num_written` alone: not on the other rows, nor on the chunks."""
+    num_written: Int[Array, "batch"]
+    """Tokens written since the prompt."""
+    done: Bool[Array, "batch"]
+    """Rows that write no more."""
+
+
+def bucket(length: int, capacity: int) -> int:
+    """`length` rounded up to a power of two of at least 16, at most `capacity`: few programs are compiled."""
+    return min(max(16, 1 << (length - 1).bit_length()), capacity)
+
+
+def start(config: TransformerConfig, keys: Key[Array, "batch"], capacity: int) -> DecodeState:
+    """A state with nothing read, for one row per key and texts of up to `capacity` tokens."""
+    batch = len(keys)
+    zeros = jnp.zeros(batch, jnp.int32)
+    return DecodeState(
+        cache=KVCache.empty(config, batch, capacity),
+        logits=jnp.zeros((batch, config.vocab_size), jnp.float32),
+        lengths=zeros,
+        seen=jnp.zeros((batch, config.vocab_size), bool),
+        keys=keys,
+        num_written=jnp.zeros_like(zeros),
+        done=jnp.zeros(batch, bool),
+    )
+
+
+def prefill(
+    model: DecoderLM,
+    params: Any,
+    tokens: Int[Array, "batch length"],
+    lengths: Int[Array, "batch"],
+    cache: KVCache,
+) -> tuple[Float[Array, "batch vocab"], KVCache]:
+    """Read right-padded `tokens` from position 0; the float32 logits after each row's last real token.
+
+    Rows of length 0 keep their cache; their logits mean nothing.
+    """
+    logits, filled = model.apply({"params": params}, tokens, cache=cache)
+    is_read = (lengths > 0)[:, None, None, None]
+    cache = jax.tree.map(lambda new, old: jnp.where(is_read, new, old), filled, cache)
+    last = jnp.maximum(lengths - 1, 0)[:, None, None]
+    return jnp.take_along_axis(logits, last, axis=1)[:, 0].astype(jnp.float32), cache
+
+
+def decode_step(
+    model: DecoderLM,
+    params: Any,
+    tokens: Int[Array, "batch"],
+    positions: Int[Array, "batch"],
+    cache: KVCache,
+) -> tuple[Float[Array, "batch vocab"], KVCache]:
+    """Read one token for each row at its position; the float32 logits of the next one."""
+    logits, cache = model.apply({"params": params}, tokens[:, None], positions=positions[:, None], cache=cache)
+    return logits[:, 0].astype(jnp.float32), cache
+
+
+@partial(jax.jit, static_argnames="model", donate_argnames="state")
+def read(
+    model: DecoderLM,
+    params: Any,
+    state: DecodeState,
+    tokens: Int[Array, "batch length"],
+    lengths: Int[Array, "batch"],
+) -> DecodeState:
+    """Give each row the context `tokens[row, :lengths[row]]` in place of what it had; rows of length 0 go on as is."""
+    logits, cache = prefill(model, params, tokens, lengths, state.cache)
+    is_read = lengths > 0
+    rows, is_real = jnp.arange(len(lengths))[:, None], jnp.arange(tokens.shape[1]) < lengths[:, None]
+    return state.replace(
+        cache=cache,
+        logits=jnp.where(is_read[:, None], logits, state.logits),
+        lengths=jnp.where(is_read, lengths, state.lengths),
+        seen=state.seen.at[rows, tokens].max(is_real),
+    )
+
+
+@partial(jax.jit, static_argnames=("model", "num_steps", "eos_id", "sampling"), donate_argnames="state")
+def decode(
+    model: DecoderLM,
+    params: Any,
+    state: DecodeState,
+    allowed: Bool[Array, "vocab"],
+    *,
+    num_steps: int,
+    eos_id: int,
+    sampling: Sampling,
+) -> tuple[DecodeState, Int[Array, "batch num_steps"]]:
+    """Write up to `num_steps` tokens in every row that is neither done nor full.
+
+    Only `allowed` tokens are written. A row is done when it has written `eos_id`. The tokens are followed by -1
+    where a row wrote fewer. The cache of a row that has become full is spent: `read` a shorter context to go on.
+    """
+    capacity = state.cache.key.shape[2]
+    rows = jnp.arange(len(state.lengths))
+
+    def is_writing(state: DecodeState) -> Bool[Array, "batch"]:
+        return ~state.done & (state.lengths < capacity)
+
+    def cond_fn(carry):
+        step, state, _ = carry
+        return (step < num_steps) & is_writing(state).any()
+
+    def body_fn(carry):
+        step, state, written = carry
+        writing = is_writing(state)
+        keys = jax.vmap(jax.random.fold_in)(state.keys, state.num_written)
+        tokens = choose(jnp.where(allowed, state.logits, -jnp.inf), state.seen, keys, sampling)
+        # Rows that do not write are computed too; what they put in their next slot is never seen.
+        positions = jnp.minimum(state.lengths, capacity - 1)
+        logits, cache = decode_step(model, params, tokens, positions, state.cache)
+        state = state.replace(
+            cache=cache,
+            logits=jnp.where(writing[:, None], logits, state.logits),
+            lengths=state.lengths + writing,
+            seen=state.seen.at[rows, tokens].max(writing),
+            num_written=state.num_written + writing,
+            done=state.done | (writing & (tokens == eos_id)),
+        )
+        return step + 1, state, written.at[:, step].set(jnp.where(writing, tokens, -1))
+
+    nothing = jnp.full((len(rows), num_steps), -1, jnp.int32)
+    _, state, written = jax.lax.while_loop(cond_fn, body_fn, (jnp.int32(0), state, nothing))
+    return state, written

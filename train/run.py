@@ -1,0 +1,158 @@
+"""A run directory: everything about one run, and the only thing that later commands need.
+
+    config.json  environment.json  metrics.jsonl  tokenizer/  checkpoints/STEP/  report/  tensorboard/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import model as _model  # noqa: F401  (makes XLA safe on CPU before the first device is touched)
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from data import tokenizer as tokenizers
+from data.storage import write_atomically
+from model.transformer import DecoderLM
+from train import checkpoint, sharding
+from train.command_line import read_config
+from train.config import Experiment, UserError, changed_fields
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or running run, opened for reading."""
+
+    directory: Path
+    config: Experiment
+    model: DecoderLM
+    params: dict[str, Any]
+    """Plain nested dict of arrays: the moving average where the experiment keeps one."""
+    tokenizer: tokenizers.Tokenizer
+    step: int
+    validation_loss: float | None
+
+
+def load_run(run: str | Path, step: int | Literal["latest", "best"] = "latest") -> Run:
+    """Open a run directory on one device, whatever mesh wrote it.
+
+    `step`: a number, "latest", or "best" (lowest validation loss among the checkpoints kept). Files and arrays
+    are checked against their digests; with "latest", a damaged checkpoint is passed over with a warning.
+    Raises `UserError` when the folder is no run or has no such checkpoint.
+
+        run = load_run("runs/quickstart")
+        logits = run.model.apply({"params": run.params}, run.tokenizer.encode("The ")[None])
+    """
+    directory = Path(run)
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{directory} is not a run directory: it has no config.json")
+    config = read_config(directory / "config.json")
+    folder = directory / "checkpoints"
+    model = DecoderLM(config.model)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), np.int32))["params"]
+    abstract = sharding.unbox(boxed)
+    place = SingleDeviceSharding(jax.devices()[0])
+    places = jax.tree.map(lambda _: place, abstract)
+    params, manifest = checkpoint.restore_params(folder, abstract, places, _candidates(folder, step))
+    chosen = manifest["next_step"]
+    tokenizer = tokenizers.load(folder / str(chosen) / "tokenizer")
+    return Run(directory, config, model, params, tokenizer, chosen, manifest["validation_loss"])
+
+
+def _candidates(folder: Path, step: int | str) -> list[int]:
+    """Steps to try, in order of preference."""
+    steps = checkpoint.list_steps(folder)
+    if step == "latest":
+        return steps[::-1]
+    if step == "best":
+        scored = checkpoint.scored_steps(folder)
+        if not scored:
+            raise UserError(f"no checkpoint in {folder} has a validation loss; choose 'latest' or a step of {steps}")
+        return [scored[0][1]]
+    if step not in steps:
+        raise UserError(f"{folder} has no checkpoint {step}; it has {steps}")
+    return [int(step)]
+
+
+class RunDirectory:
+    """A run directory opened for writing: locked, with its config checked or stored."""
+
+    def __init__(self, experiment: Experiment):
+        self.path = Path(experiment.directory)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run_dir: cannot make the folder {self.path}: {error.strerror}") from error
+        self._lock = self._acquire()
+        self._store_config(experiment)
+
+    def _acquire(self):
+        """The lock belongs to the process, so it goes with it, however it ends."""
+        try:
+            lock = open(self.path / ".lock", "a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"run_dir: cannot write in {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise UserError(
+                f"run_dir: {self.path} is being written by another process ({lock.read().strip() or 'unknown'}); "
+                "wait for it, end it, or choose another --run-dir"
+            ) from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        return lock
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def _store_config(self, experiment: Experiment) -> None:
+        path = self.path / "config.json"
+        if path.exists():
+            if changes := changed_fields(read_config(path), experiment):
+                raise UserError(
+                    f"run_dir: {self.path} holds a run with another config; choose another --run-dir, or --init-from "
+                    "it to start a new run from its parameters. What differs:",
+                    *(f"{field}: {old!r} in the run, {new!r} now" for field, old, new in changes),
+                )
+        write_atomically(path, experiment.model_dump_json(indent=2).encode())
+
+    def write_environment(self, mesh: jax.sharding.Mesh) -> None:
+        """Versions, revision, devices: what else a number depends on."""
+        packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
+        environment = {
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": {package: version(package) for package in packages},
+            "git_revision": _git_revision(),
+            "devices": [str(device.device_kind) for device in jax.devices()],
+            "mesh": dict(mesh.shape),
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        }
+        write_atomically(self.path / "environment.json", json.dumps(environment, indent=2).encode())
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
