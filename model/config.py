@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -71,7 +71,7 @@ class TransformerConfig(BaseModel, frozen=True, extra="forbid", validate_default
     )
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _possible(self) -> TransformerConfig:
         problems = []
         if self.head_dim is None and self.embed_dim % self.num_heads:
             problems.append(

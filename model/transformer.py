@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from model import masks
@@ -120,9 +121,9 @@ class DecoderLM(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Int[Array, "batch length"],
-        positions: Int[Array, "batch length"] | None = None,
-        segment_ids: Int[Array, "batch length"] | None = None,
+        tokens: Int[Array | np.ndarray, "batch length"],
+        positions: Int[Array | np.ndarray, "batch length"] | None = None,
+        segment_ids: Int[Array | np.ndarray, "batch length"] | None = None,
         cache: KVCache | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "batch length vocab"] | tuple[Float[Array, "batch length vocab"], KVCache]:
@@ -135,8 +136,9 @@ class DecoderLM(nn.Module):
         config = self.config
         if cache is not None and segment_ids is not None:
             raise ValueError("a cache holds one document per row; segment_ids cannot be used with it")
-        if positions is None:
-            positions = pos.default_positions(tokens)
+        tokens = jnp.asarray(tokens)
+        positions = pos.default_positions(tokens) if positions is None else jnp.asarray(positions)
+        segment_ids = None if segment_ids is None else jnp.asarray(segment_ids)
         embed = Embedding(
             config, config.vocab_size, ("vocab", "embed"), config.init_stddev, name="token_embedding"
         )

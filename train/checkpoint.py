@@ -104,7 +104,7 @@ class Checkpoints:
                 writer.save(temporary / name, group)
         write_extras(temporary)
         manifest["files"] = {name: sha256_of_file(temporary / name) for name in _files(temporary)}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
+        write_manifest(temporary, manifest)
         for path in [*(temporary / name for name in _files(temporary)), temporary]:
             _flush(path)
         if final.exists():  # a step that did not verify, or the same step saved again
@@ -222,9 +222,21 @@ def read_manifest(folder: Path, step: int) -> dict[str, Any]:
         manifest = json.loads((folder / str(step) / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedError(f"{MANIFEST} cannot be read ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("next_step") != step:
-        raise DamagedError(f"{MANIFEST} does not describe step {step}")
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _digest_of_json(manifest):
+        raise DamagedError(f"{MANIFEST} differs from what was saved")
+    if manifest["next_step"] != step:
+        raise DamagedError(f"{MANIFEST} is that of step {manifest['next_step']}")
     return manifest
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest with its own digest in it."""
+    text = json.dumps(manifest | {"sha256": _digest_of_json(manifest)}, indent=1)
+    (folder / MANIFEST).write_text(text, "utf-8")
+
+
+def _digest_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def verified_manifest(folder: Path, step: int, *, check_files: bool = True) -> dict[str, Any]:

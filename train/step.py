@@ -98,14 +98,14 @@ def train_step(
     scale = 1.0 / jnp.maximum(weight, 1.0)
     loss = loss_sum * scale
     grads = jax.tree.map(lambda g, p: (g * scale).astype(p.dtype), grads, state.params)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
         decay = experiment.ema_decay
         ema = jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), ema, params)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(updates))
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
     # Select, never multiply: 0 * NaN is NaN.
     kept = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
