@@ -6,21 +6,63 @@ import argparse
 import json
 import sys
 
+from rich.console import Console
+from rich.table import Table
+
 from train.command_line import papers, user_errors, variants
+from train.config import Experiment
+
+
+def size(experiment: Experiment) -> int:
+    """Number of parameters, counted on the abstract tree."""
+    import model as _model  # noqa: F401  (before JAX)
+    import jax
+    import jax.numpy as jnp
+
+    from model import tree
+    from model.transformer import DecoderLM
+
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    return tree.count(jax.eval_shape(DecoderLM(experiment.model).init, jax.random.key(0), tokens))
+
+
+def rows() -> list[dict[str, object]]:
+    """One row a variant, the papers in alphabetical order."""
+    found = []
+    for paper, path in papers().items():
+        for name, variant in variants(path).items():
+            experiment = variant()
+            about = (variant.__doc__ or "").strip().split("\n")[0]
+            found.append(
+                {
+                    "paper": paper,
+                    "variant": f"{paper}:{name}",
+                    "parameters": size(experiment),
+                    "steps": experiment.num_steps,
+                    "about": about,
+                }
+            )
+    return found
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    parser.add_argument("command", choices=["list"])
-    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    parser.add_argument("command", choices=["list"], help="Print every paper, variant and size.")
+    parser.add_argument("--json", action="store_true", help="The same as JSON.")
     options = parser.parse_args(argv)
     with user_errors():
-        rows = [row(paper, name) for paper, path in papers().items() for name in variants(path)]
+        found = rows()
     if options.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(found, indent=1))
         return 0
-    widths = {key: max(len(key), *(len(f"{row[key]:,}" if key == "parameters" else str(row[key])) for row in rows)) for key in rows[0]}
-    print("  ".join(f"{key:<{widths[key]}}" for key in rows[0]))
-    for row_ in rows:
-        print("  ".join(f"{value:>{widths[key]},}" if isinstance(value, int) else f"{value:<{widths[key]}}" for key, value in row_.items()))
+    table = Table(box=None, header_style="bold")
+    for column in found[0]:
+        table.add_column(column, justify="right" if column in ("parameters", "steps") else "left")
+    for row in found:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+    Console().print(table)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

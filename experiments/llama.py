@@ -48,3 +48,25 @@ def _1b() -> Experiment:
         evaluation=Evaluation(every=1000, batch_size=64, max_batches=50),
         checkpoint=Checkpointing(every=1000),
     )
+
+
+def tiny() -> Experiment:
+    """The same mechanisms at a laptop's size, on Python's documentation."""
+    return Experiment(
+        name="llama:tiny",
+        num_steps=600,
+        batch_size=16,
+        model=TransformerConfig(
+            vocab_size=2048,
+            num_layers=4,
+            embed_dim=192,
+            mlp_dim=512,
+            num_heads=6,
+            num_kv_heads=2,
+            max_length=128,
+            **LLAMA,
+        ),
+        data=DataConfig(train=(PythonDocs(),), tokenizer=SentencePiece(vocab_size=2048), length=128),
+        optimizer=AdamW(peak_learning_rate=3e-3, schedule=Cosine(warmup_steps=60)),
+        evaluation=Evaluation(every=200, batch_size=64, prompts=("The ", "Return "), sample_tokens=120),
+    )

@@ -1,0 +1,5 @@
+"""Text to batches: sources → cleaning → tokenizer → token cache → packed windows.
+
+Nothing here imports jax or any other package of this repository. Start reading at `config.py`,
+then `pipeline.py`, which strings the other files together.
+"""

@@ -1,0 +1,151 @@
+"""Looks at data from the shell.
+
+    python -m data tokenizer SOURCE… --kind bpe --vocab-size 8000 --out FOLDER   trains and saves a tokenizer
+    python -m data show SOURCE --clean html,white_space -n 3                     prints documents
+
+A SOURCE is a file, a folder, a glob or the word python_docs.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+
+from pydantic import ValidationError
+
+from data import sources as reading
+from data import tokenizer as tokenizers
+from data.cleaning import clean
+from data.config import Bytes, Characters, Cleaning, Files, PythonDocs, SentencePiece, Source
+from data.document import DataError, Document, Skipped
+
+_MEASURED_CHARACTERS = 1_000_000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command and returns the exit status: 2 for a user's mistake, told in one sentence on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        print(f"error: {'.'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m data", description="Look at data, train tokenizers.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command, description: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=description, description=description)
+        sub.set_defaults(command=command)
+        sub.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, folder, glob, or: python_docs")
+        sub.add_argument("--text-field", default="text", help="field or column with the text (default: text)")
+        sub.add_argument(
+            "--document", choices=("file", "paragraph", "line"), default="file", help="how .txt is cut"
+        )
+        sub.add_argument(
+            "--clean", default="", metavar="STEPS", help="cleaning steps, such as html,white_space"
+        )
+        return sub
+
+    train = add("tokenizer", _train_tokenizer, "train a tokenizer and save it")
+    train.add_argument("--kind", choices=("unigram", "bpe", "characters", "bytes"), default="unigram")
+    train.add_argument(
+        "--vocab-size", type=int, default=8192, help="pieces of unigram or bpe (default: 8192)"
+    )
+    train.add_argument("--out", required=True, metavar="FOLDER", help="where the tokenizer is saved")
+    train.add_argument("--json", action="store_true", help="print the table as JSON")
+
+    show = add("show", _show, "print documents before and after cleaning")
+    show.add_argument("-n", type=int, default=3, help="how many documents (default: 3)")
+    show.add_argument("--tokenizer", metavar="FOLDER", help="print the pieces of this tokenizer, too")
+    return parser
+
+
+def _sources(options: argparse.Namespace) -> list[Source]:
+    return [
+        PythonDocs()
+        if path == "python_docs"
+        else Files(path=path, text_field=options.text_field, document=options.document)
+        for path in options.sources
+    ]
+
+
+def _cleaning(options: argparse.Namespace) -> Cleaning:
+    """Turns `html,white_space,normalize=NFC` into the model; a word alone means true."""
+    steps = (
+        step.strip().replace("-", "_").partition("=") for step in options.clean.split(",") if step.strip()
+    )
+    return Cleaning.model_validate({name: value or True for name, _, value in steps})
+
+
+def _documents(options: argparse.Namespace) -> Iterator[Document]:
+    for source in _sources(options):
+        yield from reading.read(source, Skipped())
+
+
+def _train_tokenizer(options: argparse.Namespace) -> None:
+    if options.kind == "characters":
+        config = Characters()
+    elif options.kind == "bytes":
+        config = Bytes()
+    else:
+        config = SentencePiece(algorithm=options.kind, vocab_size=options.vocab_size)
+    cleaning = _cleaning(options)
+    tokenizer = tokenizers.train(config, (clean(document.text, cleaning) for document in _documents(options)))
+    tokenizer.save(options.out)
+    table = _measure(tokenizer, (clean(document.text, cleaning) for document in _documents(options)))
+    if options.json:
+        print(json.dumps({"folder": options.out, "kind": options.kind, **table}, ensure_ascii=False))
+        return
+    rows = [("folder", options.out), ("kind", options.kind), ("vocabulary", f"{table['vocab_size']:,}")]
+    rows += [
+        (name.replace("_", " "), f"{table[name]:.3f}") for name in ("characters_per_token", "bytes_per_token")
+    ]
+    rows += [("pieces", " ".join(table["pieces"]))]
+    for name, value in rows:
+        print(f"{name:22}{value}")
+
+
+def _measure(tokenizer: tokenizers.Tokenizer, texts: Iterator[str]) -> dict[str, object]:
+    """Returns how well the tokenizer compresses the start of the texts, and the pieces of its first words."""
+    sample = ""
+    while len(sample) < _MEASURED_CHARACTERS and (text := next(texts, None)) is not None:
+        sample += text[:_MEASURED_CHARACTERS]
+    if not sample:
+        raise DataError("there is no text")
+    ids = tokenizer.encode(sample)
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "characters_per_token": len(sample) / max(1, len(ids)),
+        "bytes_per_token": len(sample.encode()) / max(1, len(ids)),
+        "pieces": [piece.replace("\n", "\\n") for piece in tokenizer.pieces(ids[:24])],
+    }
+
+
+def _show(options: argparse.Namespace) -> None:
+    cleaning = _cleaning(options)
+    tokenizer = tokenizers.load(options.tokenizer) if options.tokenizer else None
+    for document in islice(_documents(options), options.n):
+        text = clean(document.text, cleaning)
+        print(f"--- {document.origin} ({len(document.text):,} characters)\n{_start(document.text)}")
+        if text != document.text:
+            print(f"--- cleaned ({len(text):,} characters)\n{_start(text)}")
+        if tokenizer:
+            ids = tokenizer.encode(text)
+            print(f"--- {len(ids):,} tokens\n{' '.join(tokenizer.pieces(ids[:100]))}")
+
+
+def _start(text: str) -> str:
+    return text if len(text) <= 1000 else f"{text[:1000]}…"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

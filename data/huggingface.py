@@ -1,0 +1,57 @@
+"""Documents from a Hugging Face dataset, by the optional `datasets` package."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from data.config import HuggingFace
+from data.document import DataError, Document
+
+
+def read_huggingface(source: HuggingFace) -> Iterator[Document]:
+    """Yields the text column's rows; raises DataError if the dataset, split or column is not there."""
+    dataset = _load(source)
+    column = source.text_field
+    if column not in dataset.column_names:
+        raise DataError(
+            f"{source.path}: has no column {column!r}; its columns are: {', '.join(dataset.column_names)}"
+        )
+    for index, row in enumerate(dataset.select_columns([column])):
+        text = row[column]
+        if not isinstance(text, str):
+            raise DataError(
+                f"{source.path}[{index}]: column {column!r} must hold text, found {type(text).__name__}"
+            )
+        yield Document(text, f"{source.path}[{index}]")
+
+
+def fingerprint_huggingface(source: HuggingFace) -> str:
+    """Returns the dataset's own fingerprint, which changes with its content."""
+    return str(_load(source)._fingerprint)  # the package has no public name for it
+
+
+# A look at the hub takes seconds, and each dataset is needed for its fingerprint and for its text.
+@lru_cache(maxsize=4)
+def _load(source: HuggingFace):
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"{source.path}: reading it needs the datasets package: pip install 'quire[hf]'"
+        ) from error
+    try:
+        folder = Path(source.path)
+        if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
+            loaded = datasets.load_from_disk(source.path)
+        else:
+            loaded = datasets.load_dataset(source.path, source.name, split=source.split)
+    except Exception as error:  # the package raises many kinds: all say that the dataset cannot be had
+        reason = " ".join(str(error).split())
+        raise DataError(f"{source.path}: the dataset cannot be loaded: {reason}") from error
+    if isinstance(loaded, dict):
+        if source.split not in loaded:
+            raise DataError(
+                f"{source.path}: has no split {source.split!r}; its splits are: {', '.join(loaded)}"
+            )
+        loaded = loaded[source.split]
+    return loaded
