@@ -4,8 +4,8 @@
     state = read(model, params, state, tokens, lengths)         # prompts, right-padded
     state, tokens = decode(model, params, state, allowed, num_steps=8, eos_id=3, sampling=Sampling())
 
-Slots of the cache equal positions, so prompts of unequal length stand side by side, padded on the right: the slot
-of a pad token is overwritten by a real one before any token can see it.
+Slots of the cache equal positions, so prompts of unequal length stand side by side, padded on the right: the
+slot of a pad token is overwritten by a real one before any token can see it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from model.attention import KVCache
 from model.config import TransformerConfig
 from model.transformer import DecoderLM
 
-# Choosing a token -------------------------------------------------------------------------------------------------
+# Choosing a token ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Sampling:
         (CTRL, Keskar et al. 2019, section 4.1); 1 changes nothing.
     temperature: divides the logits; 0 takes the most likely token and ignores the rest.
     top_k: only the k most likely tokens (Fan et al. 2018).
-    top_p: only the smallest set of most likely tokens whose mass is at least p (Holtzman et al. 2020, section 3.1).
+    top_p: only the smallest set of most likely tokens whose mass is at least p (Holtzman et al. 2020,
+        section 3.1).
     min_p: only tokens at least this fraction as likely as the most likely one (Nguyen et al. 2024).
 
     Raises ValueError for a value that means nothing.
@@ -58,7 +58,7 @@ class Sampling:
         if self.min_p is not None and not 0 <= self.min_p < 1:
             raise ValueError(f"min_p must be at least 0 and less than 1, not {self.min_p}")
         if not 0.01 <= self.repetition_penalty <= 100:
-            raise ValueError(f"repetition_penalty must be between 0.01 and 100, not {self.repetition_penalty}")
+            raise ValueError(f"repetition_penalty must be from 0.01 to 100, not {self.repetition_penalty}")
 
 
 def choose(
@@ -77,9 +77,9 @@ def choose(
         logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # With the largest logit at 0 and the divisor a normal float32, no temperature can make a NaN.
-    limits = np.finfo(np.float32)
-    temperature = np.float32(np.clip(sampling.temperature, limits.tiny, limits.max))
+    # The largest logit is moved to 0, and both the divisor and its inverse are normal numbers: no temperature
+    # can make a NaN, not even of the -inf of a token that is not allowed.
+    temperature = min(max(sampling.temperature, 1e-30), 1e30)
     logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
     if sampling.top_k is not None or sampling.top_p is not None:
         logits = jnp.where(_most_likely(logits, sampling.top_k, sampling.top_p), logits, -jnp.inf)
@@ -104,7 +104,7 @@ def _most_likely(
     return jnp.put_along_axis(jnp.zeros_like(keep), order, keep, axis=-1, inplace=False)
 
 
-# Reading and writing ----------------------------------------------------------------------------------------------
+# Reading and writing ---------------------------------------------------------------------------------------
 
 
 @flax.struct.dataclass
@@ -115,11 +115,11 @@ class DecodeState:
     logits: Float[Array, "batch vocab"]
     """Of the next token, float32."""
     lengths: Int[Array, "batch"]
-    """Tokens in the cache, which is also the position of the next one. At the cache's length the row is full."""
+    """Tokens in the cache, also the position of the next one. At the cache's length a row is full."""
     seen: Bool[Array, "batch vocab"]
     """Tokens that occur in the text, prompt included."""
     keys: Key[Array, "batch"]
-    """A row's draws depend on its key and on `num_written` alone: not on the other rows, nor on the chunks."""
+    """A row's draws depend on its key and `num_written` alone: not on the other rows, nor on the chunks."""
     num_written: Int[Array, "batch"]
     """Tokens written since the prompt."""
     done: Bool[Array, "batch"]
@@ -172,7 +172,8 @@ def decode_step(
     cache: KVCache,
 ) -> tuple[Float[Array, "batch vocab"], KVCache]:
     """Read one token for each row at its position; the float32 logits of the next one."""
-    logits, cache = model.apply({"params": params}, tokens[:, None], positions=positions[:, None], cache=cache)
+    tokens, positions = tokens[:, None], positions[:, None]
+    logits, cache = model.apply({"params": params}, tokens, positions=positions, cache=cache)
     return logits[:, 0].astype(jnp.float32), cache
 
 
@@ -184,7 +185,7 @@ def read(
     tokens: Int[Array, "batch length"],
     lengths: Int[Array, "batch"],
 ) -> DecodeState:
-    """Give each row the context `tokens[row, :lengths[row]]` in place of what it had; rows of length 0 go on as is."""
+    """Give each row the context `tokens[row, :lengths[row]]` for its own; length 0 changes nothing."""
     logits, cache = prefill(model, params, tokens, lengths, state.cache)
     is_read = lengths > 0
     rows, is_real = jnp.arange(len(lengths))[:, None], jnp.arange(tokens.shape[1]) < lengths[:, None]
@@ -209,8 +210,9 @@ def decode(
 ) -> tuple[DecodeState, Int[Array, "batch num_steps"]]:
     """Write up to `num_steps` tokens in every row that is neither done nor full.
 
-    Only `allowed` tokens are written. A row is done when it has written `eos_id`. The tokens are followed by -1
-    where a row wrote fewer. The cache of a row that has become full is spent: `read` a shorter context to go on.
+    Only `allowed` tokens are written. A row is done when it has written `eos_id`. The tokens are followed by
+    -1 where a row wrote fewer. The cache of a row that has become full is spent: `read` a shorter context to
+    go on.
     """
     capacity = state.cache.key.shape[2]
     rows = jnp.arange(len(state.lengths))

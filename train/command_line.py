@@ -324,7 +324,7 @@ def _problems(error: ValidationError) -> list[str]:
     sentences = []
     for detail in error.errors(include_url=False):
         location = [str(part) for part in detail["loc"]]
-        path = ".".join(location) or "experiment"
+        path = ".".join(location) or error.title
         if detail["type"] == "extra_forbidden":
             sentences.append(f"{path}: there is no such field.{nearest(location[-1], _siblings(location))}")
         elif detail["type"] == "value_error":

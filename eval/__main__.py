@@ -1,0 +1,162 @@
+"""`python -m eval RUN`: measure a run on its validation data, or on any text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from data.config import Files
+from eval.command_line import add_run, print_anything
+from train.command_line import user_errors
+from train.config import Mesh, UserError
+
+if TYPE_CHECKING:
+    from data.token_cache import TokenCache
+    from train.run import Run
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval",
+        description="Measure a run on its validation data, or on texts of your own.",
+        allow_abbrev=False,
+    )
+    add_run(parser)
+    parser.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Measure FILE (.txt, .jsonl, .csv, .tsv, a folder or a pattern) instead; repeatable.",
+    )
+    parser.add_argument("--length", type=int, metavar="N", help="Tokens per window; default: as in training.")
+    parser.add_argument(
+        "--stride", type=int, metavar="N", help="Windows start every N tokens and only what is new counts."
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="Windows per batch; default: as in training."
+    )
+    parser.add_argument("--json", action="store_true", help="Print the same as one JSON object.")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    options = parse(argv)
+    print_anything()
+    with user_errors():
+        result = evaluate(options)
+    print(json.dumps(result, indent=2) if options.json else table(result))
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """What the table shows, by name."""
+    import jax
+
+    from eval.evaluators import loss_evaluator
+    from train import sharding
+    from train.run import load_run
+
+    run = load_run(options.run, options.step)
+    config = run.config
+    length = config.data.length if options.length is None else options.length
+    stride = length if options.stride is None else options.stride
+    batch_size = options.batch_size
+    if batch_size is None:
+        batch_size = config.evaluation.batch_size or config.batch_size
+    _check(run, length, stride, batch_size)
+    source, cache = _cache(run, options.text)
+    # A copy of the parameters on every device; the batch is split.
+    mesh = sharding.make_mesh(Mesh())
+    ways = sharding.batch_ways(mesh, config.mesh.rules)
+    evaluator = loss_evaluator(
+        run.model,
+        cache,
+        run.tokenizer,
+        length=length,
+        batch_size=-(-batch_size // ways) * ways,
+        attend_across_documents=config.data.attend_across_documents,
+        mesh=mesh,
+        rules=config.mesh.rules,
+        stride=stride,
+    )
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    measured = evaluator(jax.device_put(run.params, everywhere))
+    return {
+        "run": str(run.directory),
+        "step": run.step,
+        "data": source,
+        "documents": cache.num_documents,
+        "words": cache.num_words,
+        "bytes": cache.num_bytes,
+        **measured,
+        "tokens": int(measured["tokens"]),
+        "length": length,
+        "stride": stride,
+    }
+
+
+def _check(run: Run, length: int, stride: int, batch_size: int) -> None:
+    problems = []
+    if length < 2:
+        problems.append(f"--length must be at least 2, not {length}")
+    limit = run.config.model.max_length
+    if run.config.model.positions == "learned" and length > limit:
+        problems.append(f"--length must be at most {limit}, the number of learned positions, not {length}")
+    if not 0 < stride <= max(length, 1):
+        problems.append(f"--stride must be from 1 to the length {length}, not {stride}")
+    if batch_size < 1:
+        problems.append(f"--batch-size must be at least 1, not {batch_size}")
+    if problems:
+        raise UserError(*problems)
+
+
+def _cache(run: Run, texts: list[str]) -> tuple[str, TokenCache]:
+    """What is measured, in words and in tokens."""
+    from data.cache import build
+    from data.pipeline import prepare
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    data = run.config.data
+    if texts:
+        sources = tuple(Files(path=text) for text in texts)
+        return ", ".join(texts), build(sources, data.cleaning, run.tokenizer, data.cache_dir, report=report)
+    corpus = prepare(data, tokenizer=run.tokenizer, report=report)
+    if corpus.validation is None:
+        raise UserError(f"{run.directory} held out no validation data; name a text with --text FILE")
+    return "validation", corpus.validation
+
+
+def table(result: dict[str, Any]) -> str:
+    """Aligned lines for a person."""
+    windows = f"windows of {result['length']} tokens" + (
+        f", one every {result['stride']}" if result["stride"] < result["length"] else ", one after the other"
+    )
+    lines = [
+        ("run", result["run"]),
+        ("step", f"{result['step']:,}"),
+        ("data", result["data"]),
+        ("documents", f"{result['documents']:,}"),
+        ("predicted tokens", f"{int(result['tokens']):,}  (ends of documents included)"),
+        ("words", f"{result['words']:,}  (each line end is one)"),
+        ("bytes", f"{result['bytes']:,}"),
+        ("loss", f"{result['loss']:.4f}  nats per token"),
+        ("perplexity", f"{result['perplexity']:,.3f}  per token"),
+        ("word perplexity", _shown(result.get("word_perplexity"))),
+        ("bits per byte", f"{result['bits_per_byte']:.4f}"),
+        ("protocol", windows),
+    ]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _shown(word_perplexity: float | None) -> str:
+    return "too large to say" if word_perplexity is None else f"{word_perplexity:,.3f}  per word"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

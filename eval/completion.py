@@ -1,0 +1,210 @@
+"""Prompts → completions, streamed, of any length."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.tokenizer import Tokenizer
+from eval.text_stream import TextStream
+from model import decoding
+from model.decoding import Sampling
+from model.transformer import DecoderLM
+from train.config import UserError
+
+_CHUNK_TOKENS = 8  # written on the device between two looks at the text
+_BATCH_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt.
+
+    finish: "stop" at a stop string, "end" at the end of the document, "length" at `max_new_tokens`.
+    tokens: how many tokens were written; a few after a stop string are among them.
+    """
+
+    prompt: str
+    text: str
+    finish: Literal["stop", "end", "length"]
+    tokens: int
+
+
+def generate(
+    model: DecoderLM,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    seed: int = 0,
+    max_new_tokens: int = 200,
+    samples: int = 1,
+    stop: Sequence[str] = (),
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[Completion]:
+    """`samples` completions of each prompt, in the order of the prompts.
+
+    A text depends on the seed and its own place among `prompts` and samples, not on the other texts. When the
+    model's context is full, its last half is read again and writing goes on. `on_text(index, new_text)` is
+    called as soon as text is certain, `index` being the place in the result.
+
+    Raises UserError for impossible arguments and for a model whose logits are not finite.
+    """
+    _check(model, prompts, seed=seed, max_new_tokens=max_new_tokens, samples=samples, stop=stop)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        tokens = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
+        if len(tokens) >= model.config.max_length:
+            print(
+                f"note: prompt {i + 1} has {len(tokens)} tokens, as many as the model's context or more; "
+                f"it reads the last {model.config.max_length // 2}",
+                file=sys.stderr,
+            )
+        rows += [_Row(prompt, tokens, tokenizer, stop, max_new_tokens) for _ in range(samples)]
+    keys = _keys(np.uint32(seed), len(prompts), samples)
+    for first in range(0, len(rows), _BATCH_ROWS):
+        part = slice(first, first + _BATCH_ROWS)
+
+        def report(row: int, text: str, first: int = first) -> None:
+            if on_text is not None and text:
+                on_text(first + row, text)
+
+        _write(model, params, tokenizer, rows[part], keys[part], sampling, report)
+    return [row.completion() for row in rows]
+
+
+def _check(
+    model: DecoderLM,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    max_new_tokens: int,
+    samples: int,
+    stop: Sequence[str],
+) -> None:
+    problems = []
+    if max_new_tokens < 1:
+        problems.append(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if samples < 1:
+        problems.append(f"samples must be at least 1, not {samples}")
+    if not 0 <= seed < 2**32:
+        problems.append(f"seed must be at least 0 and less than 2^32, not {seed}")
+    if "" in stop:
+        problems.append("a stop text must not be empty")
+    if model.config.max_length < 2:
+        problems.append("a model with max_length=1 has no room for a prompt and a new token")
+    for i, prompt in enumerate(prompts):
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError:
+            problems.append(f"prompt {i + 1} is not valid Unicode")
+    if problems:
+        raise UserError(*problems)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _keys(seed: np.uint32, num_prompts: int, samples: int) -> jax.Array:
+    """One key for each row: [num_prompts * samples]."""
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(num_prompts))
+    fold_samples = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return jax.vmap(fold_samples, in_axes=(0, None))(keys, jnp.arange(samples)).reshape(-1)
+
+
+class _Row:
+    """One text being written."""
+
+    def __init__(
+        self, prompt: str, tokens: list[int], tokenizer: Tokenizer, stop: Sequence[str], max_new_tokens: int
+    ):
+        self.prompt, self.text, self.finish = prompt, "", None
+        self.tokens = list(tokens)  # of prompt and text
+        self._num_prompt_tokens, self.max_tokens = len(tokens), len(tokens) + max_new_tokens
+        self._eos_id = tokenizer.eos_id
+        self._stream = TextStream(tokenizer, tokens, stop)
+
+    def add(self, tokens: list[int]) -> str:
+        """The text that these tokens make certain."""
+        tokens = tokens[: self.max_tokens - len(self.tokens)]
+        ended = self._eos_id in tokens
+        if ended:
+            tokens = tokens[: tokens.index(self._eos_id)]
+        self.tokens += tokens
+        is_long = len(self.tokens) == self.max_tokens
+        new = self._stream.push(tokens, last=ended or is_long)
+        self.finish = "stop" if self._stream.stopped else "end" if ended else "length" if is_long else None
+        self.text += new
+        return new
+
+    def context(self, max_length: int) -> list[int]:
+        """What the model reads: everything, or the last half of a context where that leaves no room."""
+        return self.tokens if len(self.tokens) < max_length else self.tokens[-(max_length // 2) :]
+
+    def completion(self) -> Completion:
+        return Completion(self.prompt, self.text, self.finish, len(self.tokens) - self._num_prompt_tokens)
+
+
+def _write(
+    model: DecoderLM,
+    params: Any,
+    tokenizer: Tokenizer,
+    rows: list[_Row],
+    keys: jax.Array,
+    sampling: Sampling,
+    report: Callable[[int, str], None],
+) -> None:
+    """Write all `rows` to their ends, side by side."""
+    max_length = model.config.max_length
+    longest = max(row.max_tokens for row in rows)
+    capacity = decoding.bucket(longest + 1, max_length)
+    allowed = _allowed(tokenizer, model.config.vocab_size)
+    state = _read(model, params, decoding.start(model.config, keys, capacity), rows, [True] * len(rows))
+    while any(row.finish is None for row in rows):
+        state, written = decoding.decode(
+            model, params, state, allowed, num_steps=_CHUNK_TOKENS, eos_id=tokenizer.eos_id, sampling=sampling
+        )
+        _check_finite(state)
+        for i, (row, tokens) in enumerate(zip(rows, np.asarray(written), strict=True)):
+            if row.finish is None:
+                report(i, row.add(tokens[tokens >= 0].tolist()))
+        unfinished = np.array([row.finish is None for row in rows])
+        state = state.replace(done=jnp.asarray(~unfinished))
+        full = unfinished & (np.asarray(state.lengths) == capacity)
+        if full.any():
+            state = _read(model, params, state, rows, full.tolist())
+
+
+def _read(
+    model: DecoderLM, params: Any, state: decoding.DecodeState, rows: list[_Row], chosen: list[bool]
+) -> decoding.DecodeState:
+    """Read the contexts of the `chosen` rows."""
+    max_length = model.config.max_length
+    contexts = [row.context(max_length) if wanted else [] for row, wanted in zip(rows, chosen, strict=True)]
+    lengths = np.array([len(context) for context in contexts], np.int32)
+    tokens = np.zeros((len(rows), decoding.bucket(int(lengths.max()), state.cache.key.shape[2])), np.int32)
+    for row, context in enumerate(contexts):
+        tokens[row, : len(context)] = context
+    state = decoding.read(model, params, state, tokens, lengths)
+    _check_finite(state)
+    return state
+
+
+def _check_finite(state: decoding.DecodeState) -> None:
+    if not bool(jnp.isfinite(state.logits).all()):
+        raise UserError(
+            "the model's logits are not finite: its parameters are damaged, or its training diverged"
+        )
+
+
+def _allowed(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+    """Tokens that may be written: those that stand for text, and the end of the document. Bool [vocab]."""
+    ids = np.arange(vocab_size)
+    never = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id)
+    return (ids < tokenizer.vocab_size) & ~np.isin(ids, never) | (ids == tokenizer.eos_id)
