@@ -47,19 +47,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         sub.add_argument("sources", nargs="+", metavar="SOURCE", help="a file, folder, glob, or: python_docs")
         sub.add_argument("--text-field", default="text", help="field or column with the text (default: text)")
-        sub.add_argument(
-            "--document", choices=("file", "paragraph", "line"), default="file", help="how .txt is cut"
-        )
-        sub.add_argument(
-            "--clean", default="", metavar="STEPS", help="cleaning steps, such as html,white_space"
-        )
+        sub.add_argument("--document", choices=("file", "paragraph", "line"), default="file", help="how .txt is cut")
+        sub.add_argument("--clean", default="", metavar="STEPS", help="cleaning steps, such as html,white_space")
         return sub
 
     train = add("tokenizer", _train_tokenizer, "train a tokenizer and save it")
     train.add_argument("--kind", choices=("unigram", "bpe", "characters", "bytes"), default="unigram")
-    train.add_argument(
-        "--vocab-size", type=int, default=8192, help="pieces of unigram or bpe (default: 8192)"
-    )
+    train.add_argument("--vocab-size", type=int, default=8192, help="pieces of unigram or bpe (default: 8192)")
     train.add_argument("--out", required=True, metavar="FOLDER", help="where the tokenizer is saved")
     train.add_argument("--json", action="store_true", help="print the table as JSON")
 
@@ -80,9 +74,7 @@ def _sources(options: argparse.Namespace) -> list[Source]:
 
 def _cleaning(options: argparse.Namespace) -> Cleaning:
     """Turns `html,white_space,normalize=NFC` into the model; a word alone means true."""
-    steps = (
-        step.strip().replace("-", "_").partition("=") for step in options.clean.split(",") if step.strip()
-    )
+    steps = (step.strip().replace("-", "_").partition("=") for step in options.clean.split(",") if step.strip())
     return Cleaning.model_validate({name: value or True for name, _, value in steps})
 
 
@@ -106,9 +98,7 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
         print(json.dumps({"folder": options.out, "kind": options.kind, **table}, ensure_ascii=False))
         return
     rows = [("folder", options.out), ("kind", options.kind), ("vocabulary", f"{table['vocab_size']:,}")]
-    rows += [
-        (name.replace("_", " "), f"{table[name]:.3f}") for name in ("characters_per_token", "bytes_per_token")
-    ]
+    rows += [(name.replace("_", " "), f"{table[name]:.3f}") for name in ("characters_per_token", "bytes_per_token")]
     rows += [("pieces", " ".join(table["pieces"]))]
     for name, value in rows:
         print(f"{name:22}{value}")

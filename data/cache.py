@@ -136,8 +136,7 @@ def content_key(
     """
     content = {
         "sources": [
-            [source.model_dump(exclude={"path"}), reading.fingerprint(source, cache_dir)]
-            for source in sources
+            [source.model_dump(exclude={"path"}), reading.fingerprint(source, cache_dir)] for source in sources
         ],
         "cleaning": cleaning.model_dump(),
         "split": asdict(split) if split else None,
@@ -182,9 +181,7 @@ def _processor_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _missing(
-    folder: Path, chunks: Iterator[list[str]], done: dict[int, dict]
-) -> Iterator[tuple[int, list[str]]]:
+def _missing(folder: Path, chunks: Iterator[list[str]], done: dict[int, dict]) -> Iterator[tuple[int, list[str]]]:
     """Yields (number, chunk) of the shards that are not ready and puts those that are into `done`."""
     for number, chunk in enumerate(chunks):
         if (shard := _finished_shard(folder, number)) is not None:
@@ -312,9 +309,7 @@ def _finished_shard(folder: Path, number: int) -> dict | None:
             sha256_of_file(tokens_path) == shard["tokens_sha256"]
             and sha256_of_file(lengths_path) == shard["lengths_sha256"]
         )
-        return (
-            {name: shard[name] for name in (*_COUNTS, "tokens_sha256", "lengths_sha256")} if whole else None
-        )
+        return {name: shard[name] for name in (*_COUNTS, "tokens_sha256", "lengths_sha256")} if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

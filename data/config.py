@@ -13,9 +13,7 @@ class Files(BaseModel, frozen=True, extra="forbid", validate_default=True):
 
     kind: Literal["files"] = "files"
     path: str = Field(min_length=1, description="A file, a folder (all supported files in it) or a glob.")
-    text_field: str = Field(
-        "text", description="The field (.jsonl) or column (.csv, .tsv) that holds the text."
-    )
+    text_field: str = Field("text", description="The field (.jsonl) or column (.csv, .tsv) that holds the text.")
     document: Literal["file", "paragraph", "line"] = Field(
         "file",
         description="What one document of a .txt file is; a paragraph ends at a blank line. "
@@ -62,9 +60,7 @@ class Cleaning(BaseModel, frozen=True, extra="forbid", validate_default=True):
 
     html: bool = Field(False, description="Strip tags, drop scripts and styles, resolve entities.")
     repair_unicode: bool = Field(False, description="Repair text that was decoded wrongly (ftfy).")
-    normalize: Literal["none", "NFC", "NFD", "NFKC", "NFKD"] = Field(
-        "none", description="The Unicode normal form."
-    )
+    normalize: Literal["none", "NFC", "NFD", "NFKC", "NFKD"] = Field("none", description="The Unicode normal form.")
     control_characters: bool = Field(
         False, description="Remove control and zero-width characters, except newline and tab."
     )
@@ -150,9 +146,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", validate_default=True):
     tokenizer_processes: int | None = Field(
         None, ge=1, description="Processes that tokenize; none: one per processor core."
     )
-    num_workers: int = Field(
-        0, ge=0, le=256, description="Processes that assemble batches; 0: threads instead."
-    )
+    num_workers: int = Field(0, ge=0, le=256, description="Processes that assemble batches; 0: threads instead.")
     prefetch: int = Field(4, ge=1, le=1024, description="Batches prepared ahead of the training step.")
 
     @field_validator("train", "validation", mode="before")

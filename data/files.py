@@ -315,12 +315,8 @@ def _check_encodable(text: str, where: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        what = (
-            f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"half a character (U+{code:04X})"
-        )
-        raise DataError(
-            f"{where}: the text is not valid Unicode: {what} at character {error.start + 1}"
-        ) from error
+        what = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"half a character (U+{code:04X})"
+        raise DataError(f"{where}: the text is not valid Unicode: {what} at character {error.start + 1}") from error
     return text
 
 

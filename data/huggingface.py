@@ -13,15 +13,11 @@ def read_huggingface(source: HuggingFace) -> Iterator[Document]:
     dataset = _load(source)
     column = source.text_field
     if column not in dataset.column_names:
-        raise DataError(
-            f"{source.path}: has no column {column!r}; its columns are: {', '.join(dataset.column_names)}"
-        )
+        raise DataError(f"{source.path}: has no column {column!r}; its columns are: {', '.join(dataset.column_names)}")
     for index, row in enumerate(dataset.select_columns([column])):
         text = row[column]
         if not isinstance(text, str):
-            raise DataError(
-                f"{source.path}[{index}]: column {column!r} must hold text, found {type(text).__name__}"
-            )
+            raise DataError(f"{source.path}[{index}]: column {column!r} must hold text, found {type(text).__name__}")
         yield Document(text, f"{source.path}[{index}]")
 
 
@@ -36,9 +32,7 @@ def _load(source: HuggingFace):
     try:
         import datasets
     except ImportError as error:
-        raise DataError(
-            f"{source.path}: reading it needs the datasets package: pip install 'quire[hf]'"
-        ) from error
+        raise DataError(f"{source.path}: reading it needs the datasets package: pip install 'quire[hf]'") from error
     try:
         folder = Path(source.path)
         if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
@@ -50,8 +44,6 @@ def _load(source: HuggingFace):
         raise DataError(f"{source.path}: the dataset cannot be loaded: {reason}") from error
     if isinstance(loaded, dict):
         if source.split not in loaded:
-            raise DataError(
-                f"{source.path}: has no split {source.split!r}; its splits are: {', '.join(loaded)}"
-            )
+            raise DataError(f"{source.path}: has no split {source.split!r}; its splits are: {', '.join(loaded)}")
         loaded = loaded[source.split]
     return loaded

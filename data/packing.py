@@ -228,9 +228,7 @@ class EvalWindows:
         """Returns windows first, …, first + count - 1; those that do not exist are all padding."""
         numbers = np.arange(first, first + count)
         starts = np.minimum(numbers * self.stride, self.stream.num_slots)
-        ends = np.where(
-            numbers < self.num_windows, np.minimum(starts + self.length, self.stream.num_slots), starts
-        )
+        ends = np.where(numbers < self.num_windows, np.minimum(starts + self.length, self.stream.num_slots), starts)
         batch = windows(self.stream, starts, ends, self.length, **specials)
         predicted_before = np.where(numbers > 0, self.length - self.stride, 0)
         batch["weights"][np.arange(self.length) < predicted_before[:, None]] = 0

@@ -116,9 +116,7 @@ class Batches(Iterator[Batch]):
     Close it when it is no longer needed, or use it in a `with` statement: it may have worker processes.
     """
 
-    def __init__(
-        self, source: "_BatchSource", identity: dict[str, object], *, num_workers: int, prefetch: int
-    ):
+    def __init__(self, source: "_BatchSource", identity: dict[str, object], *, num_workers: int, prefetch: int):
         self._source, self._identity = source, identity
         self._num_workers, self._prefetch = num_workers, prefetch
         self._next_batch = 0
@@ -186,9 +184,7 @@ def train_batches(
       prefetch: about how many batches are prepared ahead.
     """
     if batch_size % process_count:
-        raise DataError(
-            f"batch_size {batch_size} is not divisible by the number of processes, {process_count}"
-        )
+        raise DataError(f"batch_size {batch_size} is not divisible by the number of processes, {process_count}")
     rows = batch_size // process_count
     source = _BatchSource(
         TrainWindows(cache, length=length, seed=seed),

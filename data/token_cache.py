@@ -58,9 +58,7 @@ class TokenCache:
                 if len(tokens):
                     self._shards.append(tokens)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{self.folder}: the token cache is damaged; delete the folder: {error!r}"
-            ) from error
+            raise DataError(f"{self.folder}: the token cache is damaged; delete the folder: {error!r}") from error
         self.lengths = np.concatenate(lengths)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self._shard_starts = np.cumsum([0] + [len(shard) for shard in self._shards])

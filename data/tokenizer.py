@@ -76,9 +76,7 @@ class ByteTokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return bytes(i - _FIRST for i in _known(ids, self.vocab_size) if i >= _FIRST).decode(
-            "utf-8", "replace"
-        )
+        return bytes(i - _FIRST for i in _known(ids, self.vocab_size) if i >= _FIRST).decode("utf-8", "replace")
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         known = _known(ids, self.vocab_size)
@@ -262,9 +260,7 @@ def _code_points(text: str) -> np.ndarray:
 
 
 def _save_description(folder: str | Path, description: dict) -> None:
-    text = json.dumps(
-        {"version": _FORMAT_VERSION, **description}, indent=1, sort_keys=True, ensure_ascii=True
-    )
+    text = json.dumps({"version": _FORMAT_VERSION, **description}, indent=1, sort_keys=True, ensure_ascii=True)
     write_atomically(Path(folder) / "tokenizer.json", text.encode())
 
 
@@ -284,9 +280,7 @@ def load(path: str | Path) -> Tokenizer:
     except DataError as error:
         raise error if str(error).startswith(str(path)) else DataError(f"{path}: {error}") from error
     except OSError as error:
-        raise DataError(
-            f"{path}: no tokenizer can be read here: {error.strerror}: {error.filename}"
-        ) from error
+        raise DataError(f"{path}: no tokenizer can be read here: {error.strerror}: {error.filename}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: tokenizer.json is damaged: {error!r}") from error
 
@@ -303,9 +297,7 @@ def _from_description(description: dict, path: Path) -> Tokenizer:
     if kind == SentencePieceTokenizer.kind:
         model = (path / "tokenizer.model").read_bytes()
         if hashlib.sha256(model).hexdigest() != description["sha256"]:
-            raise DataError(
-                f"{path}: tokenizer.model is damaged: its checksum is not the one in tokenizer.json"
-            )
+            raise DataError(f"{path}: tokenizer.model is damaged: its checksum is not the one in tokenizer.json")
         return SentencePieceTokenizer(model)
     raise ValueError(f"unknown kind {kind!r}")
 

@@ -35,9 +35,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--stride", type=int, metavar="N", help="Windows start every N tokens and only what is new counts."
     )
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="Windows per batch; default: as in training."
-    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="Windows per batch; default: as in training.")
     parser.add_argument("--json", action="store_true", help="Print the same as one JSON object.")
     return parser.parse_args(argv)
 

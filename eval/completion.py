@@ -121,9 +121,7 @@ def _keys(seed: np.uint32, num_prompts: int, samples: int) -> jax.Array:
 class _Row:
     """One text being written."""
 
-    def __init__(
-        self, prompt: str, tokens: list[int], tokenizer: Tokenizer, stop: Sequence[str], max_new_tokens: int
-    ):
+    def __init__(self, prompt: str, tokens: list[int], tokenizer: Tokenizer, stop: Sequence[str], max_new_tokens: int):
         self.prompt, self.text, self.finish = prompt, "", None
         self.tokens = list(tokens)  # of prompt and text
         self._num_prompt_tokens, self.max_tokens = len(tokens), len(tokens) + max_new_tokens
@@ -198,9 +196,7 @@ def _read(
 
 def _check_finite(state: decoding.DecodeState) -> None:
     if not bool(jnp.isfinite(state.logits).all()):
-        raise UserError(
-            "the model's logits are not finite: its parameters are damaged, or its training diverged"
-        )
+        raise UserError("the model's logits are not finite: its parameters are damaged, or its training diverged")
 
 
 def _allowed(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:

@@ -30,9 +30,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         prog="python -m eval.generate", description="Let a run's model continue prompts.", allow_abbrev=False
     )
     add_run(parser)
-    parser.add_argument(
-        "--prompt", action="append", default=[], metavar="TEXT", help="Continue TEXT; repeatable."
-    )
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="Continue TEXT; repeatable.")
     parser.add_argument(
         "--prompt-file",
         action="append",
@@ -41,17 +39,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="FILE",
         help="Continue the text of FILE, without its last line end; repeatable. No prompt: the empty one.",
     )
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="Divides the logits; default 1, 0 is greedy."
-    )
-    parser.add_argument(
-        "--greedy", action="store_true", help="Always the most likely token: --temperature 0."
-    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="Divides the logits; default 1, 0 is greedy.")
+    parser.add_argument("--greedy", action="store_true", help="Always the most likely token: --temperature 0.")
     parser.add_argument("--top-k", type=int, metavar="K", help="Only the K most likely tokens.")
     parser.add_argument("--top-p", type=float, metavar="P", help="Only the most likely tokens, up to mass P.")
-    parser.add_argument(
-        "--min-p", type=float, metavar="P", help="Only tokens P times as likely as the likeliest."
-    )
+    parser.add_argument("--min-p", type=float, metavar="P", help="Only tokens P times as likely as the likeliest.")
     parser.add_argument(
         "--repetition-penalty",
         type=float,
@@ -74,9 +66,7 @@ def main(argv: list[str]) -> int:
     with user_errors():
         try:
             _generate(options)
-        except (
-            BrokenPipeError
-        ):  # the reader has seen enough; stdout must not be flushed into the pipe at exit
+        except BrokenPipeError:  # the reader has seen enough; stdout must not be flushed into the pipe at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except KeyboardInterrupt:
             print()
@@ -128,8 +118,7 @@ def _generate(options: argparse.Namespace) -> None:
             "tokens_per_second": round(rate, 1),
         }
         texts = [
-            {**asdict(completion), "sample": i % options.samples, **shared}
-            for i, completion in enumerate(completions)
+            {**asdict(completion), "sample": i % options.samples, **shared} for i, completion in enumerate(completions)
         ]
         print(json.dumps(texts, indent=2))
     elif is_live:

@@ -68,9 +68,7 @@ def _page(run_directory: Path, samples: list[dict[str, Any]]) -> str:
     train = [line for line in lines if "loss" in line]
     validations = [{"step": line["step"]} | line["validation"] for line in lines if "validation" in line]
     last_step = max((line["step"] for line in lines), default=0)
-    progress = (
-        "finished" if last_step >= config.num_steps else f"{last_step:,} of {config.num_steps:,} steps so far"
-    )
+    progress = "finished" if last_step >= config.num_steps else f"{last_step:,} of {config.num_steps:,} steps so far"
     parts = [
         f"<h1>{_text(config.name)}</h1>",
         f'<p class="subtitle">{_text(str(run_directory))} · {progress}</p>',
@@ -128,9 +126,7 @@ def _numbers(config: Experiment, train: list[dict], validations: list[dict]) -> 
         ):
             if values := [line[name] for line in train if name in line]:
                 found.append((title, format(statistics.median(values), form), remark))
-    cards = (
-        f"<div><dt>{name}</dt><dd>{value}<small>{remark}</small></dd></div>" for name, value, remark in found
-    )
+    cards = (f"<div><dt>{name}</dt><dd>{value}<small>{remark}</small></dd></div>" for name, value, remark in found)
     return '<dl class="numbers">\n' + "\n".join(cards) + "\n</dl>"
 
 
@@ -151,11 +147,7 @@ def _number(value: float) -> str:
 
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60}:{minutes % 60:02}:{seconds:02} h"
-        if minutes >= 60
-        else f"{minutes}:{seconds:02} min"
-    )
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02} h" if minutes >= 60 else f"{minutes}:{seconds:02} min"
 
 
 def _pictures(train: list[dict], validations: list[dict]) -> Iterator[str]:
@@ -194,19 +186,13 @@ def _samples(samples: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _fields(title: str, fields: dict[str, str]) -> str:
-    rows = "\n".join(
-        f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in fields.items()
-    )
+    rows = "\n".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in fields.items())
     return f"<details><summary>{title}</summary>\n<table>\n{rows}\n</table></details>"
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Dotted paths and values of nested JSON."""
-    if (
-        isinstance(value, dict)
-        or isinstance(value, list)
-        and any(isinstance(part, (dict, list)) for part in value)
-    ):
+    if isinstance(value, dict) or isinstance(value, list) and any(isinstance(part, (dict, list)) for part in value):
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _flat(part, f"{path}.{name}" if path else str(name))
     else:

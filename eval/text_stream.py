@@ -24,9 +24,7 @@ class TextStream:
         self.stopped = False
         self._tokenizer, self._stop = tokenizer, stop
         self._tokens = list(context[-_CONTEXT_TOKENS:])
-        self._num_decoded = len(
-            tokenizer.decode(self._tokens)
-        )  # characters of them that are no longer wanted
+        self._num_decoded = len(tokenizer.decode(self._tokens))  # characters of them that are no longer wanted
         self._waiting = ""  # decoded, but perhaps the start of a stop string
 
     def push(self, tokens: Sequence[int], *, last: bool) -> str:

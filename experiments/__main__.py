@@ -15,10 +15,10 @@ from train.config import Experiment
 
 def size(experiment: Experiment) -> int:
     """Number of parameters, counted on the abstract tree."""
-    import model as _model  # noqa: F401  (before JAX)
     import jax
     import jax.numpy as jnp
 
+    import model as _model  # noqa: F401  (before JAX)
     from model import tree
     from model.transformer import DecoderLM
 

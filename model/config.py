@@ -51,7 +51,9 @@ class TransformerConfig(BaseModel, frozen=True, extra="forbid", validate_default
     scale_embeddings: bool = Field(False, description="Multiply input embeddings by sqrt(embed_dim) (Vaswani et al.).")
 
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="On embeddings and on each sublayer's output.")
-    attention_dropout_rate: float = Field(0.0, ge=0, lt=1, description="On attention weights; excludes fused attention.")
+    attention_dropout_rate: float = Field(
+        0.0, ge=0, lt=1, description="On attention weights; excludes fused attention."
+    )
     init_stddev: float = Field(0.02, gt=0, description="Standard deviation of normal initial weights (GPT-2).")
     position_init_stddev: float = Field(0.01, gt=0, description="The same for learned positions (GPT-2 code).")
     scale_residual_init: bool = Field(

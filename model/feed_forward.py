@@ -35,6 +35,6 @@ class FeedForward(nn.Module):
             hidden = activation(hidden)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
         stddev = residual_stddev(config)
-        return Projection(
-            config, (config.embed_dim,), ("embed",), input_axes=("mlp",), stddev=stddev, name="down"
-        )(hidden)
+        return Projection(config, (config.embed_dim,), ("embed",), input_axes=("mlp",), stddev=stddev, name="down")(
+            hidden
+        )

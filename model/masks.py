@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
@@ -15,8 +14,6 @@ def causal(
     return mask if window is None else mask & (distance < window)
 
 
-def same_segment(
-    query: Int[Array, "batch query"], key: Int[Array, "batch key"]
-) -> Bool[Array, "batch query key"]:
+def same_segment(query: Int[Array, "batch query"], key: Int[Array, "batch key"]) -> Bool[Array, "batch query key"]:
     """A query sees only keys of its own document."""
     return query[:, :, None] == key[:, None, :]

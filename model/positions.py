@@ -42,16 +42,12 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     return np.concatenate([slopes, extra]).astype(np.float32)
 
 
-def alibi_bias(
-    distance: Int[Array, "batch query key"], num_heads: int
-) -> Float[Array, "batch heads query key"]:
+def alibi_bias(distance: Int[Array, "batch query key"], num_heads: int) -> Float[Array, "batch heads query key"]:
     """Linear penalty -slope * distance, `distance` = query position - key position."""
     return -alibi_slopes(num_heads)[None, :, None, None] * jnp.maximum(distance, 0)[:, None].astype(jnp.float32)
 
 
-def t5_bucket(
-    distance: Int[Array, "..."], num_buckets: int, max_distance: int
-) -> Int[Array, "..."]:
+def t5_bucket(distance: Int[Array, "..."], num_buckets: int, max_distance: int) -> Int[Array, "..."]:
     """Causal T5 bucket of `distance` = query position - key position (Raffel et al. 2020, section 2.1).
 
     The first half of the buckets are exact distances, the rest grow logarithmically up to `max_distance`.

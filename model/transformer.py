@@ -139,9 +139,7 @@ class DecoderLM(nn.Module):
         tokens = jnp.asarray(tokens)
         positions = pos.default_positions(tokens) if positions is None else jnp.asarray(positions)
         segment_ids = None if segment_ids is None else jnp.asarray(segment_ids)
-        embed = Embedding(
-            config, config.vocab_size, ("vocab", "embed"), config.init_stddev, name="token_embedding"
-        )
+        embed = Embedding(config, config.vocab_size, ("vocab", "embed"), config.init_stddev, name="token_embedding")
         x = embed(tokens)
         if config.scale_embeddings:
             x *= jnp.sqrt(jnp.asarray(config.embed_dim, x.dtype))

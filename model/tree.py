@@ -41,6 +41,4 @@ def table(tree: Any) -> str:
     rows = [(name, str(tuple(x.shape)), str(x.dtype), f"{count(x):,}") for name, x in named_leaves(tree).items()]
     rows.append(("total", "", "", f"{count(tree):,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows
-    )
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows)

@@ -307,7 +307,7 @@ def _repair(raw: dict, defaults: dict, detail: dict) -> None:
 def _path(location: tuple, raw: Any) -> Iterator[str | int]:
     """A pydantic error location without the tags of the unions it passed through."""
     node = raw
-    for i, part in enumerate(location):
+    for part in location:
         if isinstance(node, dict) and part not in node and part == node.get("kind"):
             continue
         yield part
@@ -332,7 +332,9 @@ def _problems(error: ValidationError) -> list[str]:
         elif detail["type"] == "union_tag_invalid":
             context = detail["ctx"]
             kinds = context["expected_tags"].replace("'", "").split(", ")
-            sentences.append(f"{path}.kind: '{context['tag']}' is none of {', '.join(kinds)}.{nearest(context['tag'], kinds)}")
+            sentences.append(
+                f"{path}.kind: '{context['tag']}' is none of {', '.join(kinds)}.{nearest(context['tag'], kinds)}"
+            )
         else:
             message = detail["msg"][0].lower() + detail["msg"][1:]
             sentences.append(f"{path}: {message}, got {json.dumps(detail['input'], default=str)[:80]}")

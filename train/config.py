@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, Union
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -61,9 +61,7 @@ class WarmupStableDecay(_Schedule):
     final_fraction: float = Field(0.0, ge=0, le=1, description="Last learning rate as a fraction of the peak.")
 
 
-Schedule = Annotated[
-    Union[Constant, Linear, Cosine, InverseSquareRoot, WarmupStableDecay], Field(discriminator="kind")
-]
+Schedule = Annotated[Constant | Linear | Cosine | InverseSquareRoot | WarmupStableDecay, Field(discriminator="kind")]
 
 
 class _Optimizer(_Part):
@@ -134,7 +132,7 @@ class Muon(_Decayed):
     b2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the second moment.")
 
 
-Optimizer = Annotated[Union[SGD, Adam, AdamW, Adafactor, Lion, Muon], Field(discriminator="kind")]
+Optimizer = Annotated[SGD | Adam | AdamW | Adafactor | Lion | Muon, Field(discriminator="kind")]
 
 
 class Loss(_Part):
@@ -165,7 +163,7 @@ class Mesh(_Part):
     fsdp: int = Field(1, ge=1, description="Devices that split the batch and also the parameters.")
     tensor: int = Field(1, ge=1, description="Devices that split heads, feed-forward and vocabulary.")
     rules: dict[str, tuple[str, ...]] = Field(
-        RULES, description="Mesh axes of each logical dim, for example {\"vocab\": []} to copy the vocabulary."
+        RULES, description='Mesh axes of each logical dim, for example {"vocab": []} to copy the vocabulary.'
     )
 
     @model_validator(mode="after")

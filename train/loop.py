@@ -82,9 +82,7 @@ class Trainer:
         )
         for note in notes:
             print(f"note: {note}", flush=True)
-        self.train_step = compile_train_step(
-            self.model, optimizer, self.schedule, experiment, shardings, self.mesh
-        )
+        self.train_step = compile_train_step(self.model, optimizer, self.schedule, experiment, shardings, self.mesh)
         self.batches = train_batches(
             self.corpus.train,
             tokenizer=self.corpus.tokenizer,

@@ -64,9 +64,7 @@ def make_optimizer(optimizer: cfg.Optimizer, num_steps: int, params) -> optax.Gr
                 rate, decay_rate=optimizer.decay_rate, min_dim_size_to_factor=optimizer.min_dim_size_to_factor
             )
         case cfg.Lion():
-            core = optax.lion(
-                rate, b1=optimizer.b1, b2=optimizer.b2, weight_decay=optimizer.weight_decay, mask=decays
-            )
+            core = optax.lion(rate, b1=optimizer.b1, b2=optimizer.b2, weight_decay=optimizer.weight_decay, mask=decays)
         case cfg.Muon():
             core = optax.contrib.muon(
                 rate,

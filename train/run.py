@@ -1,6 +1,6 @@
 """A run directory: everything about one run, and the only thing that later commands need.
 
-    config.json  environment.json  metrics.jsonl  tokenizer/  checkpoints/STEP/  report/  tensorboard/
+config.json  environment.json  metrics.jsonl  tokenizer/  checkpoints/STEP/  report/  tensorboard/
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import model as _model  # noqa: F401  (makes XLA safe on CPU before the first device is touched)
 import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+import model as _model  # noqa: F401  (makes XLA safe on CPU before the first device is touched)
 from data import tokenizer as tokenizers
 from data.storage import write_atomically
 from model.transformer import DecoderLM
@@ -136,7 +136,7 @@ class RunDirectory:
         """Versions, revision, devices: what else a number depends on."""
         packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
         environment = {
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": sys.argv,
             "python": platform.python_version(),
             "platform": platform.platform(),

@@ -31,9 +31,7 @@ def make_mesh(config: cfg.Mesh, devices: Sequence[jax.Device] | None = None) -> 
             + (", or set JAX_NUM_CPU_DEVICES" if devices[0].platform == "cpu" else "")
         )
     shape = (data, config.fsdp, config.tensor)
-    return jax.make_mesh(
-        shape, cfg.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: math.prod(shape)]
-    )
+    return jax.make_mesh(shape, cfg.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: math.prod(shape)])
 
 
 @contextmanager
@@ -55,7 +53,7 @@ def parameter_specs(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules) -> tuple[
         name, names, shape = tree.path_name(path), box.names, box.value.shape
         taken: dict[str, str] = {}
         parts: list[tuple[str, ...] | None] = []
-        for dim, size in zip(names, shape):
+        for dim, size in zip(names, shape, strict=True):
             axes = tuple(axis for axis in rules.get(dim, ()) if mesh.shape[axis] > 1)
             for axis in axes:
                 if axis in taken:

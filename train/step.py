@@ -90,9 +90,7 @@ def train_step(
         rngs = {"dropout": jax.random.fold_in(dropout_key, part_index)}
         logits = model.apply({"params": params}, **model_inputs(part), deterministic=False, rngs=rngs)
         loss = experiment.loss
-        return losses.cross_entropy(
-            logits, part["targets"], part["weights"], loss.label_smoothing, loss.z_loss
-        )
+        return losses.cross_entropy(logits, part["targets"], part["weights"], loss.label_smoothing, loss.z_loss)
 
     loss_sum, weight, grads = _accumulate(loss_fn, state.params, batch, experiment.accumulation_steps)
     scale = 1.0 / jnp.maximum(weight, 1.0)
@@ -168,9 +166,7 @@ def compile_train_step(model, optimizer, schedule, experiment: Experiment, shard
         )
 
     def step(state, batch):
-        return train_step(
-            state, batch, model=model, optimizer=optimizer, schedule=schedule, experiment=experiment
-        )
+        return train_step(state, batch, model=model, optimizer=optimizer, schedule=schedule, experiment=experiment)
 
     data = sharding.batch_sharding(mesh, experiment.mesh.rules)
     return jax.jit(step, in_shardings=(shardings, data), out_shardings=(shardings, None), donate_argnums=0)

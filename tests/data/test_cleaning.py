@@ -64,11 +64,7 @@ def test_white_space_is_idempotent_and_keeps_all_else(text):
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    st.one_of(
-        st.text(), st.text(alphabet="<>!-&#/[]?ax;=\"' \n"), st.from_regex(r"(<!?[\[a-z/?-]*[&#x0-9;]*>?)+")
-    )
-)
+@given(st.one_of(st.text(), st.text(alphabet="<>!-&#/[]?ax;=\"' \n"), st.from_regex(r"(<!?[\[a-z/?-]*[&#x0-9;]*>?)+")))
 def test_no_text_makes_any_step_fail(text):
     everything = Cleaning(
         html=True,

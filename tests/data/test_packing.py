@@ -143,9 +143,7 @@ def test_an_epoch_shows_every_slot_once(tmp_path_factory, lengths, split, length
     slots = list(obvious_slots(cache, range(len(documents))))
     expected = [(i, t) for i, t, _, _ in slots]
     for epoch in range(3):
-        batch = train.rows(
-            epoch * train.num_windows, train.num_windows, **SPECIALS, attend_across_documents=False
-        )
+        batch = train.rows(epoch * train.num_windows, train.num_windows, **SPECIALS, attend_across_documents=False)
         shown = unpadded(batch)
         # (<s>, </s>) of documents without tokens are the only slots that can be alike
         assert all(shown.count(slot) <= expected.count(slot) for slot in shown)
@@ -188,9 +186,7 @@ def test_evaluation_predicts_every_slot_once_and_in_order(tmp_path_factory, leng
 @given(lengths=corpora, length=st.integers(2, 20), first=st.integers(0, 2**40), count=st.integers(1, 9))
 def test_rows_do_not_depend_on_what_they_are_read_with(tmp_path_factory, lengths, length, first, count):
     cache = make_cache(tmp_path_factory.mktemp("c") / "c", unique_documents(lengths))
-    together = TrainWindows(cache, length=length, seed=7).rows(
-        first, count, **SPECIALS, attend_across_documents=False
-    )
+    together = TrainWindows(cache, length=length, seed=7).rows(first, count, **SPECIALS, attend_across_documents=False)
     alone = TrainWindows(cache, length=length, seed=7)
     for row in reversed(range(count)):
         single = alone.rows(first + row, 1, **SPECIALS, attend_across_documents=False)
@@ -203,9 +199,7 @@ def test_epochs_and_seeds_differ_in_order_and_boundaries(tmp_path):
 
     def epoch(number, seed):
         train = TrainWindows(cache, length=10, seed=seed)
-        batch = train.rows(
-            number * train.num_windows, train.num_windows, **SPECIALS, attend_across_documents=True
-        )
+        batch = train.rows(number * train.num_windows, train.num_windows, **SPECIALS, attend_across_documents=True)
         return {tuple(row) for row in batch["targets"].tolist()}
 
     assert len({frozenset(epoch(number, seed)) for number in range(3) for seed in range(3)}) == 9

@@ -63,13 +63,8 @@ def assert_same(ones, others):
 @pytest.mark.parametrize("process_count", [2, 4, 8])
 def test_the_global_order_does_not_depend_on_the_number_of_processes(corpus, process_count):
     alone = take(batches_of(corpus), 60)
-    parts = [
-        take(batches_of(corpus, process_index=p, process_count=process_count), 60)
-        for p in range(process_count)
-    ]
-    joined = [
-        {name: np.concatenate([part[i][name] for part in parts]) for name in alone[0]} for i in range(60)
-    ]
+    parts = [take(batches_of(corpus, process_index=p, process_count=process_count), 60) for p in range(process_count)]
+    joined = [{name: np.concatenate([part[i][name] for part in parts]) for name in alone[0]} for i in range(60)]
     assert_same(alone, joined)
 
 
@@ -222,9 +217,7 @@ def test_one_document_cannot_be_split(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("a book of one document")
     config = DataConfig(train=(Files(path=str(path)),), tokenizer=Characters(), cache_dir=str(tmp_path))
-    with pytest.raises(
-        DataError, match=r"the \w+ part is empty: of 1 documents .* set held_out_fraction to 0"
-    ):
+    with pytest.raises(DataError, match=r"the \w+ part is empty: of 1 documents .* set held_out_fraction to 0"):
         prepare(config)
 
 
@@ -337,7 +330,5 @@ def test_no_worker_survives_a_killed_program(corpus, tmp_path):
 def test_configs_are_quick_to_import():
     heavy = ("numpy", "grain", "sentencepiece", "jax", "ftfy")
     code = f"import sys, data.config; print([name for name in {heavy} if name in sys.modules])"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -103,9 +103,7 @@ def test_a_folder_is_its_supported_files_in_order(tmp_path):
     assert texts(tmp_path / "**" / "*.txt") == ["1", "3"]
 
 
-@pytest.mark.parametrize(
-    ("span", "expected"), [((0, 0.9), "é12345678"), ((0.9, 1), "9"), ((0.25, 0.59), "234")]
-)
+@pytest.mark.parametrize(("span", "expected"), [((0, 0.9), "é12345678"), ((0.9, 1), "9"), ((0.25, 0.59), "234")])
 def test_spans_cut_characters_rounding_down(tmp_path, span, expected):
     path = write(tmp_path / "a.txt", "é123456789")
     assert texts(path, span=span) == [expected]
@@ -157,9 +155,7 @@ def test_the_embedded_corpus_is_prose():
     assert "::=" not in corpus
     words = corpus.split()
     assert sum(word.strip("(\"'“”.,:;)").isalpha() for word in words) > 0.85 * len(words)
-    assert sum(word in {"the", "The", "a", "is", "of", "to", "and", "in"} for word in words) > 0.15 * len(
-        words
-    )
+    assert sum(word in {"the", "The", "a", "is", "of", "to", "and", "in"} for word in words) > 0.15 * len(words)
 
 
 # What is refused
@@ -297,9 +293,7 @@ def test_an_open_quote_does_not_swallow_the_rest_silently(tmp_path):
 
 def test_spans_are_for_text_files(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "x"}\n')
-    assert error_of(path, span=(0.0, 0.5)) == (
-        f"{path}: span cuts .txt files only; remove it, or make separate files"
-    )
+    assert error_of(path, span=(0.0, 0.5)) == (f"{path}: span cuts .txt files only; remove it, or make separate files")
 
 
 def test_a_line_over_the_cap(tmp_path, monkeypatch):
@@ -348,6 +342,4 @@ def test_a_fingerprint_follows_the_content_alone(tmp_path):
     assert fingerprint(Files(path=str(a)), cache_dir) == first
     write(a, "two")
     assert fingerprint(Files(path=str(a)), cache_dir) != first
-    assert fingerprint(Files(path=str(tmp_path / "*.txt")), cache_dir) != fingerprint(
-        Files(path=str(b)), cache_dir
-    )
+    assert fingerprint(Files(path=str(tmp_path / "*.txt")), cache_dir) != fingerprint(Files(path=str(b)), cache_dir)

@@ -126,18 +126,14 @@ def test_subwords_are_words_and_indentation_is_cheap(algorithm):
 
 def test_too_little_text_for_the_vocabulary():
     assert tokenizers.train(SentencePiece(vocab_size=8000), iter(["hello world"])).vocab_size < 300
-    with pytest.raises(
-        DataError, match=r"too small for vocab_size 8000: the largest possible with bpe is \d+"
-    ):
+    with pytest.raises(DataError, match=r"too small for vocab_size 8000: the largest possible with bpe is \d+"):
         tokenizers.train(SentencePiece(algorithm="bpe", vocab_size=8000), iter(["hello world"]))
 
 
 def test_too_many_characters_for_the_vocabulary():
     chinese = "".join(map(chr, range(0x4E00, 0x5000)))
     for algorithm in ("unigram", "bpe"):
-        with pytest.raises(
-            DataError, match=r"vocab_size 400 is too small: this text needs more than \d+; raise"
-        ):
+        with pytest.raises(DataError, match=r"vocab_size 400 is too small: this text needs more than \d+; raise"):
             config = SentencePiece(algorithm=algorithm, vocab_size=400, character_coverage=1)
             tokenizers.train(config, iter([chinese]))
 

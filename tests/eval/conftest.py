@@ -64,7 +64,5 @@ def tiny_run(tmp_path_factory) -> Path:
          "tokens_per_second": 1000.0},
         {"step": 20, "validation": {"loss": 5.5, "perplexity": 244.7, "bits_per_byte": 7.9}},
     ]  # fmt: skip
-    (run / "metrics.jsonl").write_text(
-        "\n".join(json.dumps(line) for line in lines) + '\n{"step": 30, "lo', "utf-8"
-    )
+    (run / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + '\n{"step": 30, "lo', "utf-8")
     return run

@@ -55,11 +55,7 @@ def test_generating(tiny_run, tmp_path, capsys):
         ("Typed", 0), ("Typed", 1), ("From a file", 0), ("From a file", 1)
     ]  # fmt: skip
     assert texts[0]["text"] == texts[1]["text"] and texts[0]["tokens"] == 5
-    assert (
-        texts[0]["sampling"]["temperature"] == 0
-        and texts[0]["step"] == 0
-        and texts[0]["tokens_per_second"] > 0
-    )
+    assert texts[0]["sampling"]["temperature"] == 0 and texts[0]["step"] == 0 and texts[0]["tokens_per_second"] > 0
     assert generate.main(shared) == 0
     live = capsys.readouterr().out
     assert live == f"From a file{generate.printable(texts[2]['text'])}\n"

@@ -19,9 +19,7 @@ from train import sharding
 from train.config import RULES, Mesh, UserError
 
 TEXT = "It was the best of times,\nit was the worst of times.\n"
-CONFIG = TransformerConfig(
-    vocab_size=264, num_layers=2, embed_dim=16, num_heads=2, max_length=16, init_stddev=0.3
-)
+CONFIG = TransformerConfig(vocab_size=264, num_layers=2, embed_dim=16, num_heads=2, max_length=16, init_stddev=0.3)
 MODEL = DecoderLM(CONFIG)
 
 

@@ -28,9 +28,7 @@ def test_unfinished_characters_are_held_back():
     assert pieces(BYTES.encode("a😀").tolist()[:-1], 1) == ["a", "", "", "\ufffd"]  # the text ends inside it
 
 
-@given(
-    st.lists(st.integers(4, 259)) | st.text().map(lambda text: BYTES.encode(text).tolist()), st.integers(1, 9)
-)
+@given(st.lists(st.integers(4, 259)) | st.text().map(lambda text: BYTES.encode(text).tolist()), st.integers(1, 9))
 def test_any_bytes_in_any_pieces_decode_to_the_same_text(ids, size):
     assert "".join(pieces(ids, size)) == BYTES.decode(ids)
 

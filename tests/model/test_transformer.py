@@ -55,12 +55,16 @@ def test_no_logit_depends_on_a_later_token(kind):
     def logits(noise):
         def add_noise(next_fun, args, kwargs, context):
             out = next_fun(*args, **kwargs)
-            return out + noise if context.module.name == "token_embedding" and context.method_name == "__call__" else out
+            return (
+                out + noise if context.module.name == "token_embedding" and context.method_name == "__call__" else out
+            )
 
         with nn.intercept_methods(add_noise):
             return model.apply({"params": params}, tokens[:1])[0].sum(axis=-1)
 
-    influence = np.abs(np.asarray(jax.jit(jax.jacobian(logits))(probe)))[:, 0].sum(axis=-1)  # [output place, input place]
+    influence = np.abs(np.asarray(jax.jit(jax.jacobian(logits))(probe)))[:, 0].sum(
+        axis=-1
+    )  # [output place, input place]
     assert np.all(np.triu(influence, 1) == 0)
     assert np.all(np.diag(influence) > 0)
     reach = config.num_layers * (config.sliding_window - 1) if config.sliding_window else tokens.shape[1]
@@ -113,9 +117,7 @@ def test_grouped_heads_equal_repeated_heads():
         part = repeated["decoder"]["layers"]["self_attention"][name]
         part["kernel"] = jnp.repeat(part["kernel"], 2, axis=2)
         part["bias"] = jnp.repeat(part["bias"], 2, axis=1)
-    np.testing.assert_allclose(
-        apply(model, params, tokens), apply(full, repeated, tokens), atol=1e-5, rtol=1e-5
-    )
+    np.testing.assert_allclose(apply(model, params, tokens), apply(full, repeated, tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_attention_dropout_path_is_the_same_attention():

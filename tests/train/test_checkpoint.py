@@ -49,9 +49,7 @@ def _shift(state, step):
 
 
 def _save(checkpoints, state, loss=None):
-    checkpoints.save(
-        state, data={}, validation_loss=loss, write_extras=lambda f: ByteTokenizer().save(f / "tokenizer")
-    )
+    checkpoints.save(state, data={}, validation_loss=loss, write_extras=lambda f: ByteTokenizer().save(f / "tokenizer"))
 
 
 @pytest.fixture

@@ -132,11 +132,17 @@ def test_initialization_never_holds_a_whole_parameter_on_one_device():
     boxed = jax.eval_shape(lm.init, jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
     specs, _ = sharding.parameter_specs(boxed, mesh, cfg.RULES)
     places = jax.tree.map(
-        lambda s: jax.sharding.NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, jax.sharding.PartitionSpec)
+        lambda s: jax.sharding.NamedSharding(mesh, s),
+        specs,
+        is_leaf=lambda s: isinstance(s, jax.sharding.PartitionSpec),
     )
     with sharding.use(mesh, cfg.RULES):
-        program = jax.jit(
-            lambda key: sharding.unbox(lm.init(key, np.zeros((1, 2), np.int32))["params"]), out_shardings=places
-        ).lower(jax.random.key(0)).compile()
+        program = (
+            jax.jit(
+                lambda key: sharding.unbox(lm.init(key, np.zeros((1, 2), np.int32))["params"]), out_shardings=places
+            )
+            .lower(jax.random.key(0))
+            .compile()
+        )
     assert "4096,8]" in program.as_text()
     assert "4096,64]" not in program.as_text()

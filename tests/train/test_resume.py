@@ -66,9 +66,7 @@ def test_killed_and_continued_is_bitwise_the_same(straight, tmp_path, variant):
 
 def test_continued_on_another_mesh_is_the_same_to_rounding(straight, tmp_path):
     run = tmp_path / "run"
-    tiny.finish(
-        tiny.start(f"{FILE}:tiny", "--run-dir", str(run), patch=KILL_AT.format(step=27, signal="SIGKILL"))
-    )
+    tiny.finish(tiny.start(f"{FILE}:tiny", "--run-dir", str(run), patch=KILL_AT.format(step=27, signal="SIGKILL")))
     flags = ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
     code, output = tiny.finish(tiny.start(f"{FILE}:tiny", "--run-dir", str(run), *flags, devices=8))
     assert code == 0, output

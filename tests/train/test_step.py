@@ -38,9 +38,7 @@ def setup(**changes):
 
     @jax.jit
     def step(state, batch):
-        return train_step(
-            state, batch, model=model, optimizer=optimizer, schedule=schedule, experiment=experiment
-        )
+        return train_step(state, batch, model=model, optimizer=optimizer, schedule=schedule, experiment=experiment)
 
     return state, step
 
@@ -124,9 +122,7 @@ def test_cross_entropy_against_a_literal_computation():
             wanted = np.full(5, smoothing / 5)
             wanted[targets[b, t]] += 1 - smoothing
             total += weights[b, t] * ((wanted * (log_z - logits[b, t])).sum() + z * log_z**2)
-    loss, weight = losses.cross_entropy(
-        jnp.array(logits), jnp.array(targets), jnp.array(weights), smoothing, z
-    )
+    loss, weight = losses.cross_entropy(jnp.array(logits), jnp.array(targets), jnp.array(weights), smoothing, z)
     assert float(loss) == pytest.approx(total, rel=1e-5)
     assert float(weight) == 4.5
 
