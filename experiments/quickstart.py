@@ -13,22 +13,30 @@ from train.config import Checkpointing, Evaluation, Experiment, Linear, Muon
 
 
 def small() -> Experiment:
-    """Two million parameters."""
+    """Two million parameters, most of them word pieces."""
     return Experiment(
         name="quickstart",
-        num_steps=600,
+        num_steps=450,
         batch_size=16,
         model=TransformerConfig(
-            vocab_size=2048, num_layers=4, embed_dim=192, num_heads=4, max_length=128, norm="rms", use_bias=False
+            vocab_size=4096,
+            num_layers=3,
+            embed_dim=192,
+            num_heads=4,
+            max_length=128,
+            norm="rms",
+            activation="relu",
+            use_bias=False,
+            layer_loop="unroll",
         ),
-        data=DataConfig(train=(PythonDocs(),), tokenizer=SentencePiece(vocab_size=2048), length=128),
+        data=DataConfig(train=(PythonDocs(),), tokenizer=SentencePiece(vocab_size=4096), length=128),
         optimizer=Muon(peak_learning_rate=5e-3, schedule=Linear(warmup_steps=30)),
-        checkpoint=Checkpointing(every=200),
+        checkpoint=Checkpointing(every=150),
         evaluation=Evaluation(
-            every=200,
-            batch_size=64,
-            prompts=("The ", "Return a list of ", "If the argument is "),
+            every=150,
+            batch_size=32,
+            prompts=("The", "Return a list of", "If the argument is"),
             sample_tokens=120,
-            temperature=0.7,
+            temperature=0.6,
         ),
     )

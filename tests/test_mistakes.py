@@ -135,7 +135,7 @@ def test_a_bad_line_can_be_skipped_and_is_counted(folder, capsys):
     source = json.dumps({"kind": "files", "path": "some.jsonl", "on_error": "skip"})
     flags = ["--num-steps", "5", "--run-dir", "made", "--optimizer.schedule.warmup-steps", "0"]
     assert main([f"{FILE}:tiny", "--data.train", source, *flags]) == 0
-    assert "1 skipped" in capsys.readouterr().out
+    assert "1 bad records skipped, the first: some.jsonl:101" in capsys.readouterr().out
 
 
 def test_the_process_itself_exits_with_two_and_is_quick(folder):

@@ -15,7 +15,11 @@ EXIT_INTERRUPTED = {signal.SIGTERM: 75, signal.SIGINT: 130}  # 75: temporary fai
 def main(argv: list[str]) -> int:
     with user_errors():
         experiment = parse(argv)
-        return run(experiment)
+        try:
+            return run(experiment)
+        except KeyboardInterrupt:  # before or after the training loop, which saves by itself
+            print("interrupted; the same command continues", file=sys.stderr)
+            return EXIT_INTERRUPTED[signal.SIGINT]
 
 
 def run(experiment: Experiment) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from data.pipeline import Corpus, train_batches
+from model import tree
 from model.transformer import DecoderLM
 from train import checkpoint, sharding
 from train.config import Experiment, UserError
@@ -69,6 +70,12 @@ class Trainer:
         self._signal: int | None = None
         with sharding.use(mesh, experiment.mesh.rules):
             self.state = self._start()
+        axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        print(
+            f"{tree.count(self.state.params):,} parameters on {mesh.size} {mesh.devices.flat[0].device_kind} device(s), "
+            f"{axes}; {experiment.batch_size * experiment.data.length:,} tokens a step",
+            flush=True,
+        )
         self.next_step = int(self.state.next_step)
 
     def _start(self) -> TrainState:

@@ -1,7 +1,9 @@
 """A run that is killed and continued is the run that was never interrupted."""
 
 import json
+import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -20,6 +22,7 @@ log = loop.Trainer._log
 def killing(self, step, *rest):
     log(self, step, *rest)
     if step == {step}:
+        self.checkpoints.wait()
         os.kill(os.getpid(), signal.{signal})
 loop.Trainer._log = killing
 """
@@ -64,12 +67,29 @@ def test_killed_and_continued_is_bitwise_the_same(straight, tmp_path, variant):
     assert digests(run) == digests(straight / variant)
 
 
+def test_killed_at_any_time_again_and_again(straight, tmp_path):
+    """The moments fall in start-up, compilation, steps and saves alike."""
+    run, draw = tmp_path / "run", random.Random(0)
+    for _ in range(3):
+        process = tiny.start(f"{FILE}:tiny", "--run-dir", str(run), "--checkpoint.every", "1")
+        try:
+            process.communicate(timeout=draw.uniform(2, 6))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+    code, output = tiny.finish(tiny.start(f"{FILE}:tiny", "--run-dir", str(run)))
+    assert code == 0 and "Traceback" not in output, output
+    assert losses(run) == losses(straight / "tiny")
+    assert digests(run) == digests(straight / "tiny")
+    assert not list((run / "checkpoints").glob(".tmp-*"))
+
+
 def test_continued_on_another_mesh_is_the_same_to_rounding(straight, tmp_path):
     run = tmp_path / "run"
     tiny.finish(tiny.start(f"{FILE}:tiny", "--run-dir", str(run), patch=KILL_AT.format(step=27, signal="SIGKILL")))
     flags = ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
     code, output = tiny.finish(tiny.start(f"{FILE}:tiny", "--run-dir", str(run), *flags, devices=8))
-    assert code == 0, output
+    assert code == 0 and "continuing at step 20 of 40" in output, output
     found, expected = losses(run), losses(straight / "tiny")
     assert list(found) == list(expected)
     assert all(found[step] == pytest.approx(expected[step], rel=1e-5) for step in found)
