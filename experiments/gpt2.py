@@ -13,6 +13,10 @@ paper's batch is 512 sequences of 1,024 tokens. The tokenizer is a byte-fallback
 Initialization: 0.02, residual projections divided by sqrt(2 * layers) (paper, section 2.3), positions 0.01 (released
 code). Windows are cut from one stream of documents, and attention crosses their borders, as in the reproductions.
 
+`tiny` (seed 0): WikiText-2 validation word perplexity 788, test 707 (1.85 bits per byte), 8 minutes on two CPU cores.
+Protocol: all tokens in windows of 128 without overlap; exp(total nats / words), the test file counting 245,569 words,
+each line end being one.
+
 | variant | parameters | published | obtained |
 |---|---|---|---|
 | small | 124,439,808 | WikiText-103 perplexity 37.50 (zero-shot) | not yet run |
@@ -83,7 +87,7 @@ def tiny() -> Experiment:
     """The same architecture at a laptop's size, on WikiText-2."""
     return Experiment(
         name="gpt2:tiny",
-        num_steps=1500,
+        num_steps=800,
         batch_size=16,
         model=TransformerConfig(
             vocab_size=4096,
@@ -102,6 +106,6 @@ def tiny() -> Experiment:
             attend_across_documents=True,
         ),
         optimizer=AdamW(peak_learning_rate=3e-3, schedule=Cosine(warmup_steps=100)),
-        checkpoint=Checkpointing(every=500),
-        evaluation=Evaluation(every=500, batch_size=64, prompts=(" = ", " The game "), sample_tokens=120),
+        checkpoint=Checkpointing(every=400),
+        evaluation=Evaluation(every=400, batch_size=64, prompts=(" = ", " The game "), sample_tokens=120),
     )
