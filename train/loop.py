@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from data.pipeline import Corpus, train_batches
 from model import tree
@@ -20,9 +21,8 @@ from model.transformer import DecoderLM
 from train import checkpoint, sharding
 from train.config import Experiment, UserError
 from train.metrics import Display, Metrics, flops_per_token, peak_flops
-from train.optimizer import learning_rate, make_optimizer
 from train.run import RunDirectory
-from train.step import TrainState, compile_train_step, init_state
+from train.step import TrainState, compile_train_step, plan_state
 
 Evaluator = Callable[[Any], dict[str, float]]
 
@@ -66,30 +66,22 @@ class Trainer:
         )
         self.checkpoints.discard_unfinished()
         self.model = DecoderLM(experiment.model)
-        self.schedule = learning_rate(experiment.optimizer, experiment.num_steps)
         self._signal: int | None = None
         with sharding.use(mesh, experiment.mesh.rules):
             self.state = self._start()
+        devices = f"{mesh.size} {mesh.devices.flat[0].device_kind} device(s)"
         axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-        print(
-            f"{tree.count(self.state.params):,} parameters on {mesh.size} {mesh.devices.flat[0].device_kind} device(s), "
-            f"{axes}; {experiment.batch_size * experiment.data.length:,} tokens a step",
-            flush=True,
-        )
+        size, tokens = tree.count(self.state.params), experiment.batch_size * experiment.data.length
+        print(f"{size:,} parameters on {devices}, {axes}; {tokens:,} tokens a step", flush=True)
         self.next_step = int(self.state.next_step)
 
     def _start(self) -> TrainState:
-        """Compile, then take up the newest checkpoint, or another run's parameters, or begin."""
+        """Take up the newest checkpoint, or another run's parameters, or begin."""
         experiment = self.experiment
-        state, shardings, optimizer, notes = init_state(
-            self.model,
-            lambda params: make_optimizer(experiment.optimizer, experiment.num_steps, params),
-            experiment,
-            self.mesh,
-        )
-        for note in notes:
+        plan = plan_state(self.model, experiment, self.mesh)
+        for note in plan.notes:
             print(f"note: {note}", flush=True)
-        self.train_step = compile_train_step(self.model, optimizer, self.schedule, experiment, shardings, self.mesh)
+        self.train_step = compile_train_step(self.model, plan, experiment, self.mesh)
         self.batches = train_batches(
             self.corpus.train,
             tokenizer=self.corpus.tokenizer,
@@ -102,16 +94,19 @@ class Trainer:
             num_workers=experiment.data.num_workers,
             prefetch=experiment.data.prefetch,
         )
-        abstract = jax.eval_shape(lambda s: s, state)
-        restored = self.checkpoints.restore(abstract, shardings, lambda text: print(f"warning: {text}", flush=True))
+        restored = self.checkpoints.restore(
+            plan.abstract, plan.shardings, lambda text: print(f"warning: {text}", flush=True)
+        )
         if restored is not None:
             state, manifest = restored
             self.batches.set_state(manifest["data"])
             print(f"continuing at step {manifest['next_step']} of {experiment.num_steps}", flush=True)
-        elif experiment.init_from:
+            return state
+        state = plan.init_state()
+        if experiment.init_from:
             source = Path(experiment.init_from) / "checkpoints"
-            params, _ = checkpoint.restore_params(source, abstract.params, shardings.params)
-            ema = None if state.ema is None else jax.tree.map(lambda p: p.copy(), params)
+            params, _ = checkpoint.restore_params(source, plan.abstract.params, plan.shardings.params)
+            ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
             state = state.replace(params=params, ema=ema)
             print(f"starting from the parameters of {experiment.init_from}", flush=True)
         return state

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from train import losses, sharding
 from train.config import Experiment, UserError
+from train.optimizer import learning_rate, make_optimizer
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -34,14 +37,22 @@ class TrainState:
     """How many of the latest steps in a row were skipped."""
 
 
-def init_state(
-    model: nn.Module, make_optimizer: Callable[[Any], optax.GradientTransformation], experiment: Experiment, mesh
-) -> tuple[TrainState, TrainState, optax.GradientTransformation, list[str]]:
-    """A new state in place on the mesh, its shardings, the optimizer, and notes on dims that are not split.
+@dataclass(frozen=True)
+class StatePlan:
+    """A `TrainState` before it exists: what is in it, where it will lie, and how to make or restore it."""
 
-    The tree is traced abstractly, placed by rule, and only then computed, each device making its own part: no
-    parameter is ever whole on one device. Random bits do not depend on the mesh.
-    """
+    abstract: TrainState
+    """Shapes and types."""
+    shardings: TrainState
+    optimizer: optax.GradientTransformation
+    notes: list[str]
+    """Sentences about dims that the mesh does not divide."""
+    init_state: Callable[[], TrainState]
+    """Computes a new state in place, each device making its own part: no parameter is ever whole on one device."""
+
+
+def plan_state(model: nn.Module, experiment: Experiment, mesh: jax.sharding.Mesh) -> StatePlan:
+    """Trace initialization abstractly and place every array by rule. The random bits do not depend on the mesh."""
     tokens = jnp.zeros((1, 2), jnp.int32)
 
     def init_params(key):
@@ -50,7 +61,7 @@ def init_state(
     key = jax.random.key(experiment.seed)
     boxed = jax.eval_shape(init_params, key)
     specs, notes = sharding.parameter_specs(boxed, mesh, experiment.mesh.rules)
-    optimizer = make_optimizer(sharding.unbox(boxed))
+    optimizer = make_optimizer(experiment.optimizer, experiment.num_steps, sharding.unbox(boxed))
 
     def init(key) -> TrainState:
         params = sharding.unbox(init_params(key))
@@ -60,7 +71,7 @@ def init_state(
 
     abstract = jax.eval_shape(init, key)
     shardings = sharding.state_shardings(abstract, abstract.params, specs, mesh)
-    return jax.jit(init, out_shardings=shardings)(key), shardings, optimizer, notes
+    return StatePlan(abstract, shardings, optimizer, notes, lambda: jax.jit(init, out_shardings=shardings)(key))
 
 
 def model_inputs(batch: Batch) -> dict[str, Array]:
@@ -155,7 +166,7 @@ def eval_step(params: Any, batch: Batch, *, model: nn.Module) -> tuple[Float[Arr
     return losses.cross_entropy(logits, batch["targets"], batch["weights"])
 
 
-def compile_train_step(model, optimizer, schedule, experiment: Experiment, shardings: TrainState, mesh):
+def compile_train_step(model: nn.Module, plan: StatePlan, experiment: Experiment, mesh: jax.sharding.Mesh):
     """`train_step` under `jax.jit` with shardings for state and batch; the state's memory is reused (donated)."""
     ways = sharding.batch_ways(mesh, experiment.mesh.rules)
     if experiment.batch_size % (ways * experiment.accumulation_steps):
@@ -164,9 +175,7 @@ def compile_train_step(model, optimizer, schedule, experiment: Experiment, shard
             f"{experiment.accumulation_steps} accumulation steps; it must be a multiple of "
             f"{ways * experiment.accumulation_steps}"
         )
-
-    def step(state, batch):
-        return train_step(state, batch, model=model, optimizer=optimizer, schedule=schedule, experiment=experiment)
-
+    schedule = learning_rate(experiment.optimizer, experiment.num_steps)
+    step = partial(train_step, model=model, optimizer=plan.optimizer, schedule=schedule, experiment=experiment)
     data = sharding.batch_sharding(mesh, experiment.mesh.rules)
-    return jax.jit(step, in_shardings=(shardings, data), out_shardings=(shardings, None), donate_argnums=0)
+    return jax.jit(step, in_shardings=(plan.shardings, data), out_shardings=(plan.shardings, None), donate_argnums=0)

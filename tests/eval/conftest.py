@@ -16,8 +16,7 @@ def tiny_run(tmp_path_factory) -> Path:
     from train import sharding
     from train.checkpoint import Checkpoints
     from train.config import Experiment, Mesh
-    from train.optimizer import make_optimizer
-    from train.step import init_state
+    from train.step import plan_state
 
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "text.txt").write_text(TEXT, "utf-8")
@@ -45,12 +44,7 @@ def tiny_run(tmp_path_factory) -> Path:
 
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
     with sharding.use(mesh, experiment.mesh.rules):
-        state, *_ = init_state(
-            DecoderLM(experiment.model),
-            lambda params: make_optimizer(experiment.optimizer, experiment.num_steps, params),
-            experiment,
-            mesh,
-        )
+        state = plan_state(DecoderLM(experiment.model), experiment, mesh).init_state()
     checkpoints = Checkpoints(run / "checkpoints", keep_last=1, keep_best=0, verify=True)
 
     def write_extras(checkpoint: Path) -> None:

@@ -100,3 +100,20 @@ def test_of_a_prefix_only_measures_per_token_are_known(cache):
     assert set(result) == {"loss", "perplexity", "tokens"}
     assert result["tokens"] == 32
     assert "word_perplexity" in evaluate(cache, max_batches=100)
+
+
+def test_documents_packed_together_lose_what_they_lose_alone(tmp_path):
+    """From text to loss: the nats of five documents in shared windows are the sum of the nats of each."""
+    lines = ["Tea.", "It was the best", "of times", "it was the worst", "of times."]
+    (tmp_path / "all.txt").write_text("\n".join(lines) + "\n")
+    caches = []
+    for name, text in [("all.txt", None), *((f"{i}.txt", line) for i, line in enumerate(lines))]:
+        if text:
+            (tmp_path / name).write_text(text + "\n")
+        source = Files(path=str(tmp_path / name), document="line")
+        caches.append(build((source,), Cleaning(), ByteTokenizer(), tmp_path / "cache"))
+    # One window holds everything, so that no document is cut.
+    total, *alone = (evaluate(cache, length=64) for cache in caches)
+    nats = [result["loss"] * result["tokens"] for result in alone]
+    assert total["tokens"] == sum(result["tokens"] for result in alone)
+    assert total["loss"] * total["tokens"] == pytest.approx(sum(nats), rel=1e-5)

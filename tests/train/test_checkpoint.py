@@ -16,9 +16,8 @@ from train import config as cfg
 from train import load_run
 from train.checkpoint import Checkpoints, read_manifest, write_manifest
 from train.config import UserError
-from train.optimizer import make_optimizer
 from train.sharding import make_mesh
-from train.step import init_state
+from train.step import plan_state
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +27,8 @@ def made(tmp_path_factory):
     tiny.write_text(folder)
     experiment = tiny.experiment(mesh=cfg.Mesh(data=1, fsdp=2), ema_decay=0.5, run_dir=str(folder))
     (folder / "config.json").write_text(experiment.model_dump_json())
-    state, shardings, _, _ = init_state(
-        DecoderLM(experiment.model),
-        lambda p: make_optimizer(experiment.optimizer, 40, p),
-        experiment,
-        make_mesh(experiment.mesh),
-    )
+    plan = plan_state(DecoderLM(experiment.model), experiment, make_mesh(experiment.mesh))
+    state, shardings = plan.init_state(), plan.shardings
     states = {}
     checkpoints = Checkpoints(folder / "checkpoints", keep_last=3, keep_best=0, verify=True)
     for step in (10, 20, 30):

@@ -11,8 +11,7 @@ from model.transformer import DecoderLM
 from train import config as cfg
 from train import sharding
 from train.config import Mesh, UserError
-from train.optimizer import learning_rate, make_optimizer
-from train.step import compile_train_step, init_state
+from train.step import compile_train_step, plan_state
 
 MESHES = {
     "one device": Mesh(data=1),
@@ -33,11 +32,9 @@ def train(experiment, text, steps=20):
     mesh = sharding.make_mesh(experiment.mesh)
     model = DecoderLM(experiment.model)
     with sharding.use(mesh, experiment.mesh.rules):
-        state, shardings, optimizer, _ = init_state(
-            model, lambda p: make_optimizer(experiment.optimizer, experiment.num_steps, p), experiment, mesh
-        )
-        schedule = learning_rate(experiment.optimizer, experiment.num_steps)
-        step = compile_train_step(model, optimizer, schedule, experiment, shardings, mesh)
+        plan = plan_state(model, experiment, mesh)
+        state = plan.init_state()
+        step = compile_train_step(model, plan, experiment, mesh)
         initial = jax.tree.map(np.array, state.params)
         placed = {name: str(x.sharding.spec) for name, x in (("query", _query(state.params)),)}
         batches = train_batches(
@@ -103,7 +100,7 @@ def test_colliding_rules_are_refused_by_name():
     experiment = tiny.experiment(mesh=Mesh(data=4, tensor=2, rules=cfg.RULES | {"embed": ("tensor",)}))
     mesh = sharding.make_mesh(experiment.mesh)
     with pytest.raises(UserError, match=r"dims '(mlp|embed)' and '(mlp|embed)' of parameter .*feed_forward"):
-        init_state(DecoderLM(experiment.model), lambda p: None, experiment, mesh)
+        plan_state(DecoderLM(experiment.model), experiment, mesh)
 
 
 def test_dims_that_do_not_divide_are_copied_and_said():
@@ -123,26 +120,11 @@ def test_a_mesh_larger_than_the_machine_is_refused():
 
 def test_initialization_never_holds_a_whole_parameter_on_one_device():
     """Each device's program makes only its own part: no array of the full embedding's size is in it."""
-    from train.step import TrainState  # noqa: F401
-
     model = TransformerConfig(vocab_size=4096, num_layers=2, embed_dim=64, num_heads=4)
     experiment = tiny.experiment(model=model, mesh=Mesh(data=1, fsdp=8))
     mesh = sharding.make_mesh(experiment.mesh)
-    lm = DecoderLM(model)
-    boxed = jax.eval_shape(lm.init, jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
-    specs, _ = sharding.parameter_specs(boxed, mesh, cfg.RULES)
-    places = jax.tree.map(
-        lambda s: jax.sharding.NamedSharding(mesh, s),
-        specs,
-        is_leaf=lambda s: isinstance(s, jax.sharding.PartitionSpec),
-    )
+    plan = plan_state(DecoderLM(model), experiment, mesh)
     with sharding.use(mesh, cfg.RULES):
-        program = (
-            jax.jit(
-                lambda key: sharding.unbox(lm.init(key, np.zeros((1, 2), np.int32))["params"]), out_shardings=places
-            )
-            .lower(jax.random.key(0))
-            .compile()
-        )
+        program = jax.jit(plan.init_state, out_shardings=plan.shardings).lower().compile()
     assert "4096,8]" in program.as_text()
     assert "4096,64]" not in program.as_text()

@@ -16,7 +16,7 @@ from train.config import UserError
 from train.metrics import flops_per_token
 from train.optimizer import learning_rate, make_optimizer
 from train.sharding import make_mesh
-from train.step import init_state, train_step
+from train.step import plan_state, train_step
 
 
 @pytest.fixture(autouse=True)
@@ -28,19 +28,14 @@ def setup(**changes):
     """A state on one device, and `step(state, batch)`."""
     experiment = tiny.experiment(mesh=cfg.Mesh(data=1), **changes)
     model = DecoderLM(experiment.model)
-    state, _, optimizer, _ = init_state(
-        model,
-        lambda p: make_optimizer(experiment.optimizer, experiment.num_steps, p),
-        experiment,
-        make_mesh(experiment.mesh, jax.devices()[:1]),
-    )
+    plan = plan_state(model, experiment, make_mesh(experiment.mesh, jax.devices()[:1]))
     schedule = learning_rate(experiment.optimizer, experiment.num_steps)
 
     @jax.jit
     def step(state, batch):
-        return train_step(state, batch, model=model, optimizer=optimizer, schedule=schedule, experiment=experiment)
+        return train_step(state, batch, model=model, optimizer=plan.optimizer, schedule=schedule, experiment=experiment)
 
-    return state, step
+    return plan.init_state(), step
 
 
 def batch(seed, rows=8, length=32):
