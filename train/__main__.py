@@ -38,11 +38,12 @@ def run(experiment: Experiment) -> int:
     directory = RunDirectory(experiment)
     directory.write_environment(mesh)
     saved = directory.path / "tokenizer"
-    tokenizer = tokenizers.load(saved) if saved.exists() else None
+    is_saved = (saved / "tokenizer.json").exists()  # written last
+    tokenizer = tokenizers.load(saved) if is_saved else None
     if tokenizer is None and experiment.init_from:
         tokenizer = load_run(experiment.init_from).tokenizer
     corpus = prepare(experiment.data, tokenizer=tokenizer, report=lambda line: print(line, flush=True))
-    if tokenizer is None or not saved.exists():
+    if not is_saved:
         corpus.tokenizer.save(saved)
     evaluators = {}
     if corpus.validation is not None:
