@@ -34,26 +34,33 @@ from data.storage import remove_abandoned, sha256_of_file, write_atomically
 from data.token_cache import TokenCache, dtype_of, shard_paths
 from data.workers import exit_with_parent
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHUNK_CHARACTERS = 4_000_000
+LONG_DOCUMENT = 10_000
 
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which documents belong to a cache: those held out, or the others, by a hash of their (cleaned) text.
+    """Which text belongs to a cache: what is held out of the (cleaned) documents, or the rest.
 
-    Equal texts are always on the same side, and adding documents moves none.
+    Short documents are held out whole, chosen by a hash of their text. Of a document of `LONG_DOCUMENT`
+    characters or more, the end is held out: so a corpus of one long file has both parts. Equal texts are
+    always split alike, and adding documents moves none.
     """
 
     fraction: float
     part: Literal["train", "validation"]
 
-    def keeps(self, text: str) -> bool:
+    def select(self, text: str) -> str:
+        """The part of `text` that belongs here, perhaps nothing."""
+        if len(text) >= LONG_DOCUMENT:
+            cut = len(text) - int(len(text) * self.fraction)
+            return text[:cut] if self.part == "train" else text[cut:]
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         held_out = int.from_bytes(digest, "big") < self.fraction * 2**64
-        return held_out == (self.part == "validation")
+        return text if held_out == (self.part == "validation") else ""
 
 
 @dataclass(frozen=True)
@@ -260,12 +267,13 @@ def _make_shard(job: _Job, number: int, chunk: list[str]) -> dict:
     texts, empty, other = [], 0, 0
     for raw in chunk:
         text = clean(raw, job.cleaning)
+        selected = job.split.select(text) if job.split else text
         if not text.strip():
             empty += 1
-        elif job.split and not job.split.keeps(text):
+        elif not selected.strip():
             other += 1
         else:
-            texts.append(text)
+            texts.append(selected)
     documents = job.tokenizer.encode_batch(texts)
     lengths = np.array([len(document) for document in documents], np.int64)
     tokens = np.concatenate([np.empty(0, np.int32), *documents]).astype(dtype_of(job.tokenizer.vocab_size))

@@ -132,8 +132,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", validate_default=True):
         0.05,
         ge=0.0,
         lt=1.0,
-        description="Share of the training documents held out for validation, chosen by a hash of their "
-        "text; used only where `validation` is empty.",
+        description="Share of the training text held out for validation: whole documents chosen by a hash of their "
+        "text, and the ends of long ones; used only where `validation` is empty.",
     )
     cleaning: Cleaning = Field(Cleaning(), description="What is done to the text of each document.")
     tokenizer: Tokenizer = Field(SentencePiece(), description="How text becomes integers.")

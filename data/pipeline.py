@@ -100,7 +100,9 @@ def _texts(config: DataConfig, split: Split | None) -> Iterator[str]:
         for document in reading.read(source, skipped):
             text = clean(document.text, config.cleaning)
             read += 1
-            if text.strip() and (split is None or split.keeps(text)):
+            if split is not None:
+                text = split.select(text)
+            if text.strip():
                 kept += 1
                 yield text
     if not kept:

@@ -125,10 +125,19 @@ def test_a_split_parts_the_documents_by_their_text(corpus, tmp_path):
     assert set(moved) - {"a new line"} == set(validation)
 
 
+def test_of_a_long_document_the_end_is_held_out(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(text := "".join(f"{n:5}" for n in range(4000)))
+    parts = [make(path, tmp_path / "c", document="file", split=Split(0.1, part)) for part in ("train", "validation")]
+    (train,), (validation,) = map(documents, parts)
+    assert train + validation == text
+    assert len(validation) == 2000
+
+
 def test_an_empty_split_says_what_helps(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("the only document")
-    part = "train" if Split(0.5, "validation").keeps(path.read_text()) else "validation"
+    part = "train" if Split(0.5, "validation").select(path.read_text()) else "validation"
     with pytest.raises(DataError, match=rf"the {part} part is empty: of 1 documents .*\(document=paragraph"):
         make(path, tmp_path / "c", document="file", split=Split(0.5, part))
 

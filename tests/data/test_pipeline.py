@@ -213,9 +213,9 @@ def test_a_second_start_trains_and_tokenizes_nothing(corpus_file, tmp_path, monk
     assert given.train.num_tokens == given.train.num_bytes
 
 
-def test_one_document_cannot_be_split(tmp_path):
+def test_one_short_document_cannot_be_split(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("a book of one document")
+    path.write_text("a note of one document")
     config = DataConfig(train=(Files(path=str(path)),), tokenizer=Characters(), cache_dir=str(tmp_path))
     with pytest.raises(DataError, match=r"the \w+ part is empty: of 1 documents .* set held_out_fraction to 0"):
         prepare(config)
