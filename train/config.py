@@ -70,7 +70,9 @@ class _Optimizer(_Part):
     clip_norm: float | None = Field(1.0, gt=0, description="Clip gradients to this global norm; none: never.")
 
 
-class _Decayed(_Optimizer):
+class Decayed(_Optimizer):
+    """An optimizer with decoupled weight decay."""
+
     weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay, times the learning rate.")
     no_decay: tuple[str, ...] = Field(
         (r"(^|.*/)(bias|scale)",),
@@ -95,7 +97,7 @@ class Adam(_Optimizer):
     epsilon: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
 
 
-class AdamW(_Decayed):
+class AdamW(Decayed):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
     kind: Literal["adamw"] = "adamw"
@@ -112,7 +114,7 @@ class Adafactor(_Optimizer):
     min_dim_size_to_factor: int = Field(128, gt=0, description="Smaller matrices keep full second moments.")
 
 
-class Lion(_Decayed):
+class Lion(Decayed):
     """Sign of an interpolated momentum (Chen et al. 2023)."""
 
     kind: Literal["lion"] = "lion"
@@ -120,7 +122,7 @@ class Lion(_Decayed):
     b2: float = Field(0.99, ge=0, lt=1, description="Decay of the momentum.")
 
 
-class Muon(_Decayed):
+class Muon(Decayed):
     """Orthogonalized momentum for the layers' matrices, AdamW for all else (Jordan et al. 2024).
 
     Updates are scaled to AdamW's root mean square (Liu et al. 2025), so one learning rate serves both.

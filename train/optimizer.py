@@ -40,7 +40,7 @@ def make_optimizer(optimizer: cfg.Optimizer, num_steps: int, params) -> optax.Gr
     """
     rate = learning_rate(optimizer, num_steps)
     decays = None
-    if isinstance(optimizer, cfg._Decayed):
+    if isinstance(optimizer, cfg.Decayed):
         try:
             decays = jax.tree.map(lambda matched: not matched, tree.matches(params, optimizer.no_decay))
         except ValueError as error:

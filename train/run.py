@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -123,14 +124,20 @@ class RunDirectory:
 
     def _store_config(self, experiment: Experiment) -> None:
         path = self.path / "config.json"
-        if path.exists():
-            if changes := changed_fields(read_config(path), experiment):
+        if path.exists() and (changes := changed_fields(read_config(path), experiment)):
+            if self._has_progress():
                 raise UserError(
                     f"run_dir: {self.path} holds a run with another config; choose another --run-dir, or --init-from "
                     "it to start a new run from its parameters. What differs:",
                     *(f"{field}: {old!r} in the run, {new!r} now" for field, old, new in changes),
                 )
+            shutil.rmtree(self.path / "tokenizer", ignore_errors=True)  # it belongs to the config that came to nothing
         write_atomically(path, experiment.model_dump_json(indent=2).encode())
+
+    def _has_progress(self) -> bool:
+        """Whether anything was trained here; a start that failed before that leaves nothing to protect."""
+        metrics = self.path / "metrics.jsonl"
+        return any((self.path / "checkpoints").glob("*")) or (metrics.exists() and metrics.stat().st_size > 0)
 
     def write_environment(self, mesh: jax.sharding.Mesh) -> None:
         """Versions, revision, devices: what else a number depends on."""

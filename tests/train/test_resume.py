@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 import tiny
 
+from data.tokenizer import ByteTokenizer
 from train.checkpoint import list_steps, read_manifest
+from train.command_line import read_config
+from train.config import UserError
 from train.metrics import read_metrics
+from train.run import RunDirectory
 
 FILE = str(Path(tiny.__file__))
 
@@ -133,6 +137,21 @@ def test_another_config_in_the_same_directory_is_refused_with_the_difference(str
     assert (run / "config.json").read_bytes() == before
 
 
+def test_a_start_that_failed_before_training_protects_nothing(straight, tmp_path):
+    run = tmp_path / "run"
+    first, second = (tiny.experiment(run_dir=str(run), batch_size=size) for size in (8, 16))
+    directory = RunDirectory(first)
+    ByteTokenizer().save(run / "tokenizer")
+    directory.close()
+    directory = RunDirectory(second)
+    assert read_config(run / "config.json") == second and not (run / "tokenizer").exists()
+    directory.close()
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n')
+    with pytest.raises(UserError, match="holds a run with another config"):
+        RunDirectory(first)
+    assert read_config(run / "config.json") == second
+
+
 def test_a_second_writer_is_refused_and_a_crashed_ones_lock_is_not_in_the_way(straight, tmp_path):
     run = tmp_path / "run"
     patch = KILL_AT.format(step=3, signal="SIGSTOP")  # holds the run directory without moving
@@ -151,8 +170,6 @@ def test_a_second_writer_is_refused_and_a_crashed_ones_lock_is_not_in_the_way(st
 
 def test_a_run_directory_describes_itself(straight):
     run = straight / "tiny"
-    from train.command_line import read_config
-
     stored = read_config(run / "config.json")
     assert stored == tiny.tiny().model_copy(update=dict(run_dir=str(run)))
     environment = json.loads((run / "environment.json").read_text())
