@@ -1,4 +1,4 @@
-"""Text to batches: sources → cleaning → tokenizer → token cache → packed windows.
+"""Text to batches: sources → cleaning → tokenizer → token cache → packed windows → examples of an objective.
 
 Nothing here imports jax or any other package of this repository. Start reading at `config.py`,
 then `pipeline.py`, which strings the other files together.

@@ -17,10 +17,18 @@ from pydantic import ValidationError
 from data import sources as reading
 from data import tokenizer as tokenizers
 from data.cleaning import clean
-from data.config import Bytes, Characters, Cleaning, Files, PythonDocs, SentencePiece, Source
+from data.config import ByteBPE, Bytes, Characters, Cleaning, Files, PythonDocs, SentencePiece, Source, WordPiece
 from data.document import DataError, Document, Skipped
 
 _MEASURED_CHARACTERS = 1_000_000
+_KINDS = {
+    "unigram": lambda vocab_size: SentencePiece(algorithm="unigram", vocab_size=vocab_size),
+    "bpe": lambda vocab_size: SentencePiece(algorithm="bpe", vocab_size=vocab_size),
+    "wordpiece": lambda vocab_size: WordPiece(vocab_size=vocab_size),
+    "byte_bpe": lambda vocab_size: ByteBPE(vocab_size=vocab_size),
+    "characters": lambda _: Characters(),
+    "bytes": lambda _: Bytes(),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     train = add("tokenizer", _train_tokenizer, "train a tokenizer and save it")
-    train.add_argument("--kind", choices=("unigram", "bpe", "characters", "bytes"), default="unigram")
-    train.add_argument("--vocab-size", type=int, default=8192, help="pieces of unigram or bpe (default: 8192)")
+    train.add_argument("--kind", choices=_KINDS, default="unigram", help="(default: unigram)")
+    train.add_argument("--vocab-size", type=int, default=8192, help="pieces, where they are learned (default: 8192)")
     train.add_argument("--out", required=True, metavar="FOLDER", help="where the tokenizer is saved")
     train.add_argument("--json", action="store_true", help="print the table as JSON")
 
@@ -84,12 +92,7 @@ def _documents(options: argparse.Namespace) -> Iterator[Document]:
 
 
 def _train_tokenizer(options: argparse.Namespace) -> None:
-    if options.kind == "characters":
-        config = Characters()
-    elif options.kind == "bytes":
-        config = Bytes()
-    else:
-        config = SentencePiece(algorithm=options.kind, vocab_size=options.vocab_size)
+    config = _KINDS[options.kind](options.vocab_size)
     cleaning = _cleaning(options)
     tokenizer = tokenizers.train(config, (clean(document.text, cleaning) for document in _documents(options)))
     tokenizer.save(options.out)

@@ -93,6 +93,8 @@ def build(
     Raises:
       DataError: for bad input, a source that changed meanwhile, or no tokens at all.
     """
+    # Added special ids stand in no text, so with and without them it is one cache, of one type of integers.
+    tokenizer = tokenizers.without_added(tokenizer)
     key = cache_key(sources, cleaning, tokenizer, cache_dir, split)
     folder = Path(cache_dir) / key[:16]
     if not (folder / "manifest.json").exists():

@@ -103,6 +103,45 @@ class SentencePiece(BaseModel, frozen=True, extra="forbid", validate_default=Tru
     )
 
 
+class WordPiece(BaseModel, frozen=True, extra="forbid", validate_default=True):
+    """BERT's subwords trained on the training documents: words apart from punctuation, rare characters unknown."""
+
+    kind: Literal["wordpiece"] = "wordpiece"
+    vocab_size: int = Field(
+        8192, ge=300, le=1_000_000, description="Number of pieces, with 5 special ones; BERT has 30522."
+    )
+    lowercase: bool = Field(True, description="Lower-case the text and strip its accents, as BERT's uncased models do.")
+    character_coverage: float = Field(
+        0.9995, gt=0.9, le=1.0, description="Share of characters with a piece of their own; the rest are unknown."
+    )
+    max_training_characters: int = Field(
+        50_000_000, ge=1000, description="Train on a sample of about this many characters."
+    )
+    path: str | None = Field(None, description="Use this trained tokenizer (a folder) instead of training one.")
+
+
+class ByteBPE(BaseModel, frozen=True, extra="forbid", validate_default=True):
+    """GPT-2's byte-pair encoding of bytes trained on the training documents: nothing unknown, nothing lost."""
+
+    kind: Literal["byte_bpe"] = "byte_bpe"
+    vocab_size: int = Field(
+        8192, ge=300, le=1_000_000, description="Number of pieces, with 5 special ones and 256 bytes among them."
+    )
+    max_training_characters: int = Field(
+        50_000_000, ge=1000, description="Train on a sample of about this many characters."
+    )
+    path: str | None = Field(None, description="Use this trained tokenizer (a folder) instead of training one.")
+
+
+class Pretrained(BaseModel, frozen=True, extra="forbid", validate_default=True):
+    """The tokenizer of a Hugging Face folder, with the ids of its official loader."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str = Field(
+        min_length=1, description="A folder with tokenizer.json, vocab.txt, merges.txt or a SentencePiece model."
+    )
+
+
 class Characters(BaseModel, frozen=True, extra="forbid", validate_default=True):
     """One token per character of the training documents' alphabet."""
 
@@ -115,7 +154,165 @@ class Bytes(BaseModel, frozen=True, extra="forbid", validate_default=True):
     kind: Literal["bytes"] = "bytes"
 
 
-Tokenizer = Annotated[SentencePiece | Characters | Bytes, Field(discriminator="kind")]
+Tokenizer = Annotated[
+    SentencePiece | WordPiece | ByteBPE | Pretrained | Characters | Bytes, Field(discriminator="kind")
+]
+
+
+class CausalLM(BaseModel, frozen=True, extra="forbid", validate_default=True):
+    """Each token from those before it."""
+
+    kind: Literal["causal_lm"] = "causal_lm"
+
+
+class PrefixLM(BaseModel, frozen=True, extra="forbid", validate_default=True):
+    """Each token after a random prefix, within which all tokens see each other.
+
+    Liu et al. 2018; Raffel et al. 2020, section 3.2.
+    """
+
+    kind: Literal["prefix_lm"] = "prefix_lm"
+
+
+class _Masking(BaseModel, frozen=True, extra="forbid", validate_default=True):
+    """Which tokens of a text are chosen to be predicted."""
+
+    rate: float = Field(0.15, gt=0, lt=1, description="Share of the tokens that are chosen.")
+    masking: Literal["token", "whole_word", "chinese_whole_word", "span", "ngram"] = Field(
+        "token",
+        description="What is chosen at once: a token (BERT), a word (BERT's whole word masking), a word that a Chinese "
+        "segmenter finds (Cui et al. 2021), a span of words (SpanBERT), or one to max_ngram words (ALBERT).",
+    )
+    mean_span: float = Field(
+        5.0,
+        ge=1,
+        description="Mean of the geometric distribution of span lengths in words, before it is cut off at max_span; "
+        "5 is SpanBERT's p = 0.2, which with its maximum of 10 leaves a mean of 3.8.",
+    )
+    max_span: int = Field(10, ge=1, description="Words in the longest span (SpanBERT, section 3.1).")
+    max_ngram: int = Field(
+        3, ge=1, description="Words in the longest n-gram; n is drawn in proportion to 1/n (ALBERT)."
+    )
+    duplicates: int | None = Field(
+        None,
+        ge=1,
+        description="Static masking: every text has this many masks, used in turn, one per epoch (BERT's dupe_factor, "
+        "10). None: another mask each time (RoBERTa).",
+    )
+
+
+class MaskedLM(_Masking):
+    """The chosen tokens from all others (Devlin et al. 2019, section 3.1)."""
+
+    kind: Literal["masked_lm"] = "masked_lm"
+    mask_share: float = Field(0.8, ge=0, le=1, description="Share of the chosen tokens that become the mask token.")
+    random_share: float = Field(
+        0.1, ge=0, le=1, description="Share that become a random token; the rest stay as they are."
+    )
+    sentence_pairs: Literal["none", "next_sentence", "sentence_order"] = Field(
+        "none",
+        description="A second task on pairs of texts: does B follow A (BERT), or are the two swapped (ALBERT).",
+    )
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "MaskedLM":
+        if self.mask_share + self.random_share > 1:
+            raise ValueError(
+                f"mask_share + random_share must be at most 1, got {self.mask_share} + {self.random_share}"
+            )
+        return self
+
+
+class ReplacedTokens(_Masking):
+    """Which tokens a small masked language model has replaced (ELECTRA, Clark et al. 2020)."""
+
+    kind: Literal["replaced_tokens"] = "replaced_tokens"
+    mask_share: float = Field(
+        0.85,
+        ge=0,
+        le=1,
+        description="Share of the chosen tokens that the generator sees as the mask token; it sees the rest as they "
+        "are. ELECTRA's code, which made its results, says 0.85; the paper's equations say 1.",
+    )
+    generator_fraction: float = Field(
+        0.25, gt=0, le=1, description="Width of the generator as a fraction of the discriminator's."
+    )
+    discriminator_weight: float = Field(
+        50.0, ge=0, description="Weight of the discriminator's loss; the generator's is 1."
+    )
+
+
+class SpanCorruption(BaseModel, frozen=True, extra="forbid", validate_default=True):
+    """Sentinels stand for spans; the target is the spans (T5, Raffel et al. 2020, section 3.1.4)."""
+
+    kind: Literal["span_corruption"] = "span_corruption"
+    rate: float = Field(0.15, gt=0, lt=1, description="Share of the tokens that are in spans.")
+    mean_span: float = Field(3.0, ge=1, description="Mean length of the spans in tokens.")
+
+
+class UL2(BaseModel, frozen=True, extra="forbid", validate_default=True):
+    """A mixture of seven denoisers in three modes, R, S and X (Tay et al. 2023, table 1)."""
+
+    kind: Literal["ul2"] = "ul2"
+    sequential_share: float = Field(
+        1 / 7,
+        ge=0,
+        le=1,
+        description="Share of the examples that are S (prefix language modeling); the other six denoisers share the "
+        "rest equally. All seven alike is the paper's mixture; it tried up to 0.5.",
+    )
+    mode_tokens: bool = Field(True, description="Put [R], [S] or [X] before the input.")
+
+
+class TextInfilling(BaseModel, frozen=True, extra="forbid", validate_default=True):
+    """The text from one in which mask tokens stand for spans (BART, Lewis et al. 2020, section 2.2)."""
+
+    kind: Literal["text_infilling"] = "text_infilling"
+    rate: float = Field(0.3, gt=0, lt=1, description="Share of the tokens that are in spans.")
+    mean_span: float = Field(
+        3.0, gt=0, description="Mean of the Poisson distribution of span lengths; a span may be empty."
+    )
+    permute_sentences: bool = Field(True, description="Also shuffle the sentences of each document.")
+
+
+class GapSentences(BaseModel, frozen=True, extra="forbid", validate_default=True):
+    """The important sentences from the rest of the document (PEGASUS, Zhang et al. 2020, section 3.1)."""
+
+    kind: Literal["gap_sentences"] = "gap_sentences"
+    rate: float = Field(0.3, gt=0, lt=1, description="Share of the sentences that are chosen; at least one.")
+    min_rate: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Draw the share of each text between this and `rate`; the released mixed and stochastic models "
+        "have 0.15 to 0.45. None: always `rate`.",
+    )
+    selection: Literal["random", "lead", "principal"] = Field(
+        "principal",
+        description="Which sentences: random ones, the first ones, or those with the highest ROUGE-1 against the "
+        "rest of their document, each scored by itself (the paper's Ind-Orig).",
+    )
+    noise: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="Scores are multiplied by a number drawn from 1 - noise to 1 + noise (the stochastic models).",
+    )
+    keep_share: float = Field(
+        0.1, ge=0, le=1, description="Share of the chosen sentences that stay in the input instead of being masked."
+    )
+
+    @model_validator(mode="after")
+    def _rates_are_a_range(self) -> "GapSentences":
+        if self.min_rate is not None and self.min_rate > self.rate:
+            raise ValueError(f"min_rate must be at most the rate {self.rate}, got {self.min_rate}")
+        return self
+
+
+Objective = Annotated[
+    CausalLM | PrefixLM | MaskedLM | ReplacedTokens | SpanCorruption | UL2 | TextInfilling | GapSentences,
+    Field(discriminator="kind"),
+]
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid", validate_default=True):
@@ -138,9 +335,16 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", validate_default=True):
     cleaning: Cleaning = Field(Cleaning(), description="What is done to the text of each document.")
     tokenizer: Tokenizer = Field(SentencePiece(), description="How text becomes integers.")
     length: int = Field(256, ge=2, le=1_048_576, description="Tokens per example.")
+    target_length: int | None = Field(
+        None,
+        ge=2,
+        le=1_048_576,
+        description="Tokens of the target of an encoder-decoder's example; none: what its objective needs at `length`.",
+    )
     attend_across_documents: bool = Field(
         False,
-        description="Let tokens attend to earlier documents in the same example (the faster, simpler mask).",
+        description="Let tokens attend to other documents in the same example (the faster, simpler mask). "
+        "An example of an input and a target of its own is one text in any case.",
     )
     cache_dir: str = Field(".cache/tokens", min_length=1, description="Where tokenized documents are kept.")
     tokenizer_processes: int | None = Field(

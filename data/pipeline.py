@@ -1,6 +1,6 @@
 """From a DataConfig to batches: tokenizer, token caches, and iterators that resume exactly.
 
-The global batch `step` is a pure function of the cache, the seed, the length and the batch size. Each
+The global batch `step` is a pure function of the cache, the objective, the seed, the length and the batch size. Each
 process takes its rows of it, so the global order does not depend on how many processes there are, nor on
 how many workers load data, and the whole state of an iterator is the number of the next batch.
 """
@@ -14,23 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-
 from data import config as configs
 from data import sources as reading
 from data import tokenizer as tokenizers
+from data.batches import Batch, BatchMaker
 from data.cache import Split, build, content_key, why_empty
 from data.cleaning import clean
-from data.config import DataConfig
+from data.config import CausalLM, DataConfig, Objective
 from data.document import DataError, Skipped
+from data.objectives import Stack, num_static_masks, objective_tokenizer
 from data.packing import EvalWindows, TrainWindows
 from data.token_cache import TokenCache
 from data.tokenizer import Tokenizer
 from data.workers import exit_with_parent
 
-Batch = dict[str, np.ndarray]
-
 _NUM_BATCHES = 2**40  # of an endless iterator; grain wants a number
+_CAUSAL_LM = CausalLM()
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,14 @@ def prepare(
     config: DataConfig,
     *,
     tokenizer: Tokenizer | None = None,
+    objective: Objective = _CAUSAL_LM,
     report: Callable[[str], None] = lambda line: None,
 ) -> Corpus:
     """Returns the tokenizer and the caches of `config`, making what is not yet in `config.cache_dir`.
 
     Args:
       tokenizer: is used as it is, so that a run that goes on never trains another; None trains or loads one.
+      objective: gets the special tokens that it needs, if the tokenizer lacks them.
       report: is called with lines that tell what is going on.
 
     Raises DataError for bad input.
@@ -60,6 +61,7 @@ def prepare(
     train_split = Split(config.held_out_fraction, "train") if hold_out else None
     if tokenizer is None:
         tokenizer = _tokenizer(config, train_split, report)
+    tokenizer = objective_tokenizer(tokenizer, objective, config.length)
 
     def cache(sources: tuple[configs.Source, ...], split: Split | None) -> TokenCache:
         how = {"split": split, "processes": config.tokenizer_processes, "report": report}
@@ -74,9 +76,7 @@ def prepare(
 
 def _tokenizer(config: DataConfig, split: Split | None, report: Callable[[str], None]) -> Tokenizer:
     """Returns the trained tokenizer from the cache folder, or trains it on the training documents."""
-    if isinstance(config.tokenizer, configs.SentencePiece) and config.tokenizer.path is not None:
-        return tokenizers.load(config.tokenizer.path)
-    if isinstance(config.tokenizer, configs.Bytes):
+    if isinstance(config.tokenizer, configs.Bytes) or getattr(config.tokenizer, "path", None) is not None:
         return tokenizers.train(config.tokenizer, iter(()))
     choice = config.tokenizer.model_dump()
     key = content_key(config.train, config.cleaning, config.cache_dir, split, tokenizer=choice)
@@ -173,14 +173,20 @@ def train_batches(
     batch_size: int,
     seed: int,
     attend_across_documents: bool,
+    objective: Objective = _CAUSAL_LM,
+    stack: Stack = "decoder",
+    target_length: int | None = None,
+    decoder_start_id: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
     prefetch: int = 4,
 ) -> Batches:
-    """Returns this process's part of the training batches: see `packing.windows` for what is in one.
+    """Returns this process's part of the training batches: see `data.batches` for what is in one.
 
     Args:
+      tokenizer: has the special tokens that the objective needs, see `objective_tokenizer`.
+      objective, stack, target_length, decoder_start_id: see `BatchMaker`.
       batch_size: rows of the global batch; process p has rows p·B/n … (p+1)·B/n of it.
       num_workers: processes that assemble batches; 0 uses threads of this one.
       prefetch: about how many batches are prepared ahead.
@@ -188,12 +194,15 @@ def train_batches(
     if batch_size % process_count:
         raise DataError(f"batch_size {batch_size} is not divisible by the number of processes, {process_count}")
     rows = batch_size // process_count
+    maker = BatchMaker(
+        objective, tokenizer, length, attend_across_documents, seed, stack, target_length, decoder_start_id
+    )
     source = _BatchSource(
-        TrainWindows(cache, length=length, seed=seed),
+        TrainWindows(cache, length=maker.text_length, seed=seed, duplicates=num_static_masks(objective)),
+        maker,
         batch_size=batch_size,
         first_row=rows * process_index,
         rows=rows,
-        options=_options(tokenizer, attend_across_documents),
     )
     identity = {
         "cache": cache.key,
@@ -202,17 +211,17 @@ def train_batches(
         "batch_size": batch_size,
         "length": length,
         "attend_across_documents": attend_across_documents,
+        "objective": _identity(maker),
     }
     return Batches(source, identity, num_workers=num_workers, prefetch=prefetch)
 
 
-def _options(tokenizer: Tokenizer, attend_across_documents: bool) -> dict[str, object]:
-    return {
-        "bos_id": tokenizer.bos_id,
-        "eos_id": tokenizer.eos_id,
-        "pad_id": tokenizer.pad_id,
-        "attend_across_documents": attend_across_documents,
-    }
+def _identity(maker: BatchMaker) -> dict[str, object] | None:
+    """Returns what decides the examples of a window; None, as in states from before there was a choice: causal_lm."""
+    if maker.objective == _CAUSAL_LM:
+        return None
+    more = {"stack": maker.stack, "target_length": maker.target_length, "decoder_start_id": maker.decoder_start_id}
+    return {**maker.objective.model_dump(mode="json"), **more}
 
 
 @dataclass(frozen=True)
@@ -220,10 +229,10 @@ class _BatchSource:
     """One process's part of each global batch, by the batch's number: what grain reads, in any order."""
 
     windows: TrainWindows
+    maker: BatchMaker
     batch_size: int
     first_row: int
     rows: int
-    options: dict[str, object]
     start: int = 0
 
     def __len__(self) -> int:
@@ -231,7 +240,7 @@ class _BatchSource:
 
     def __getitem__(self, index: int) -> Batch:
         first = (self.start + int(index)) * self.batch_size + self.first_row
-        return self.windows.rows(first, self.rows, **self.options)
+        return self.maker.batch(self.windows, first, self.rows)
 
 
 def _start(source: _BatchSource, start: int, num_workers: int, prefetch: int):
@@ -267,17 +276,17 @@ def _start_worker(index: int, count: int) -> None:
 
 
 class EvalBatches:
-    """The batches that predict each token of a cache once; can be iterated again and again."""
+    """The batches that show each token of a cache once; can be iterated again and again."""
 
-    def __init__(self, windows: EvalWindows, batch_size: int, options: dict[str, object]):
-        self._windows, self._batch_size, self._options = windows, batch_size, options
+    def __init__(self, windows: EvalWindows, batch_size: int, maker: BatchMaker):
+        self._windows, self._batch_size, self._maker = windows, batch_size, maker
 
     def __len__(self) -> int:
         return (self._windows.num_windows + self._batch_size - 1) // self._batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         for index in range(len(self)):
-            yield self._windows.rows(index * self._batch_size, self._batch_size, **self._options)
+            yield self._maker.batch(self._windows, index * self._batch_size, self._batch_size)
 
 
 def eval_batches(
@@ -288,10 +297,19 @@ def eval_batches(
     batch_size: int,
     attend_across_documents: bool,
     stride: int | None = None,
+    objective: Objective = _CAUSAL_LM,
+    stack: Stack = "decoder",
+    target_length: int | None = None,
+    decoder_start_id: int | None = None,
 ) -> EvalBatches:
-    """Returns batches in the order of the documents, each token predicted exactly once; see `EvalWindows`.
+    """Returns batches in the order of the documents, each token shown exactly once; see `EvalWindows`.
 
-    The last batch is filled up with rows of weight 0.
+    What is random in an example depends on the number of its window alone, so that every evaluation of a text is
+    the same. The last batch is filled up with rows of weight 0. Raises DataError for a stride with an objective
+    other than causal_lm.
     """
-    windows = EvalWindows(cache, length=length, stride=stride)
-    return EvalBatches(windows, batch_size, _options(tokenizer, attend_across_documents))
+    if stride is not None and objective != _CAUSAL_LM:
+        raise DataError(f"stride is for the objective causal_lm alone, not for {objective.kind}")
+    maker = BatchMaker(objective, tokenizer, length, attend_across_documents, 0, stack, target_length, decoder_start_id)
+    windows = EvalWindows(cache, length=maker.text_length, stride=stride)
+    return EvalBatches(windows, batch_size, maker)

@@ -1,15 +1,25 @@
-"""Trains a SentencePiece model whose encoding loses nothing: see `SentencePieceTokenizer`."""
+"""Subwords of a SentencePiece model, and the training of one whose encoding loses nothing."""
 
+import hashlib
 import heapq
 import io
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar
 
+import numpy as np
 import sentencepiece
 
 from data.config import SentencePiece
 from data.document import DataError
+from data.storage import write_atomically
+from data.vocabulary import SPECIALS, known_ids, save_description, space_tables, word_starts
 
 # SentencePiece drops longer lines from training without a word, so they are cut here.
 _MAX_SENTENCE_BYTES = 16384
@@ -17,6 +27,158 @@ _MAX_SENTENCE_CHARACTERS = _MAX_SENTENCE_BYTES // 4
 # The result depends on the number of threads, so it is the same on every machine.
 _THREADS = 8
 _UNTRAINABLE = re.compile("[\u2581\x00]")  # SentencePiece's sign for a space, and the end of a C string
+_META_SPACE = "\u2581"  # SentencePiece writes a space as this character and reads both as a space
+# A Python list of ids takes ten times the memory of an array, so a long document goes through in parts.
+_LINES_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class SentencePieceTokenizer:
+    """Subwords of a SentencePiece model.
+
+    A model trained here has "\\n" as a piece of its own, so each line is encoded by itself: as quick, and
+    exact where one search through a long document would add up millions of float32 scores. U+2581, which
+    SentencePiece would turn into a space, is encoded as its three bytes. Another model (T5's, say) is used
+    as it is, with its own normalization; special ids that it lacks are added after its pieces.
+    """
+
+    kind: ClassVar[str] = "sentencepiece"
+    mask_id: ClassVar[None] = None
+    sentinel_ids: ClassVar[tuple[int, ...]] = ()
+    named: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    model: bytes = field(repr=False)
+    _processor: sentencepiece.SentencePieceProcessor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise DataError("not a SentencePiece model") from error
+        if processor.unk_id() < 0 or processor.vocab_size() <= 0:
+            raise DataError("not a SentencePiece model")
+        object.__setattr__(self, "_processor", processor)
+
+    def __reduce__(self):
+        return SentencePieceTokenizer, (self.model,)
+
+    @cached_property
+    def _special_ids(self) -> tuple[int, int, int, int]:
+        processor, added = self._processor, 0
+        ids = []
+        for i in (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id()):
+            ids.append(i if i >= 0 else processor.vocab_size() + added)
+            added += i < 0
+        return tuple(ids)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return max(self._processor.vocab_size(), max(self._special_ids) + 1)
+
+    @property
+    def pad_id(self) -> int:
+        return self._special_ids[0]
+
+    @property
+    def unk_id(self) -> int:
+        return self._special_ids[1]
+
+    @property
+    def bos_id(self) -> int:
+        return self._special_ids[2]
+
+    @property
+    def eos_id(self) -> int:
+        return self._special_ids[3]
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(self._special_ids)
+
+    @property
+    def content(self) -> bytes:
+        return self.model
+
+    @property
+    def trained_here(self) -> bool:
+        return self._newline is not None
+
+    @cached_property
+    def _newline(self) -> int | None:
+        """The id of "\\n" if this model was trained here, else None."""
+        i = self._processor.piece_to_id("\n")
+        return i if i != self._processor.unk_id() and self._processor.is_byte(i + 1) else None
+
+    @cached_property
+    def _meta_space_bytes(self) -> list[int]:
+        return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _META_SPACE.encode()]
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self._newline is None:
+            return [np.array(ids, np.int32) for ids in self._encode(list(texts))]
+        lines = list(chain.from_iterable(text.split("\n") for text in texts))
+        blocks, sizes = [np.empty(0, np.int32)], []
+        for start in range(0, len(lines), _LINES_AT_ONCE):
+            block = self._encode_lines(lines[start : start + _LINES_AT_ONCE])
+            blocks.append(np.fromiter(chain.from_iterable(block), np.int32))
+            sizes += map(len, block)
+        ids = np.concatenate(blocks)
+        line_ends = np.cumsum([0, *sizes])
+        text_ends = np.cumsum([0, *(text.count("\n") + 1 for text in texts)])
+        bounds = line_ends[text_ends]
+        return [ids[start : end - 1] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+
+    def _encode_lines(self, lines: list[str]) -> list[list[int]]:
+        """Returns the ids of each line and, at its end, of a newline."""
+        encoded = self._encode(lines)
+        for i, line in enumerate(lines):
+            if _META_SPACE in line:
+                encoded[i] = _join(self._encode(line.split(_META_SPACE)), self._meta_space_bytes)
+            encoded[i].append(self._newline)
+        return encoded
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        try:
+            return self._processor.encode(texts, num_threads=1)
+        except TypeError:  # what SentencePiece says of a lone surrogate
+            for text in texts:
+                text.encode("utf-8")
+            raise
+
+    def decode(self, ids: Iterable[int]) -> str:
+        dropped = {self.pad_id, self.bos_id, self.eos_id}
+        return self._processor.decode([i for i in known_ids(ids, self.vocab_size) if i not in dropped])
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        names = dict(zip(self._special_ids, SPECIALS, strict=True))
+        known = known_ids(ids, self.vocab_size)
+        return [names[i] if i in names else self._processor.id_to_piece(i) for i in known]
+
+    @cached_property
+    def _word_tables(self) -> tuple[np.ndarray, np.ndarray]:
+        return space_tables(self.pieces(range(self.vocab_size)), self.special_ids - {self.unk_id})
+
+    def word_starts(self, ids: np.ndarray) -> np.ndarray:
+        return word_starts(ids, *self._word_tables)
+
+    def save(self, folder: str | Path) -> None:
+        write_atomically(Path(folder) / "tokenizer.model", self.model)
+        save_description(folder, {"kind": self.kind, "sha256": hashlib.sha256(self.model).hexdigest()})
+
+    def write_official(self, folder: str | Path) -> None:
+        from data.official_export import write_files
+
+        write_files(self, folder)
+
+
+def _join(parts: Sequence[list[int]], separator: list[int]) -> list[int]:
+    joined = list(parts[0])
+    for part in parts[1:]:
+        joined += separator
+        joined += part
+    return joined
 
 
 def train_subwords(config: SentencePiece, texts: Iterable[str]) -> bytes:
@@ -24,7 +186,7 @@ def train_subwords(config: SentencePiece, texts: Iterable[str]) -> bytes:
 
     Raises DataError if there is no text, or if it cannot fill or does not fit `vocab_size`.
     """
-    sentences = _sample(_sentences(texts), config.max_training_characters)
+    sentences = sample(_sentences(texts), config.max_training_characters)
     if not sentences:
         raise DataError("the tokenizer cannot be trained: there is no text")
     model = io.BytesIO()
@@ -65,7 +227,7 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                     yield part[start : start + _MAX_SENTENCE_CHARACTERS]
 
 
-def _sample(sentences: Iterable[str], max_characters: int) -> list[str]:
+def sample(sentences: Iterable[str], max_characters: int) -> list[str]:
     """Returns sentences of at most `max_characters` in all, each equally likely, in their order.
 
     Every sentence draws a number and the largest are dropped, so that one pass is enough.

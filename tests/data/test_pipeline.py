@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data import tokenizer as tokenizers
-from data.config import Bytes, Characters, Cleaning, DataConfig, Files, PythonDocs, SentencePiece
+from data.config import Bytes, Characters, Cleaning, DataConfig, Files, MaskedLM, PrefixLM, PythonDocs, SentencePiece
 from data.document import DataError
 from data.pipeline import eval_batches, prepare, train_batches
 from data.tokenizer import ByteTokenizer
@@ -112,6 +112,11 @@ def test_a_step_far_away_is_as_near_as_any(corpus):
         ({"batch_size": 16}, "batch_size (saved 8, now 16)"),
         ({"length": 64}, "length (saved 32, now 64)"),
         ({"attend_across_documents": True}, "attend_across_documents (saved False, now True)"),
+        (
+            {"objective": PrefixLM()},
+            "objective (saved None, now {'kind': 'prefix_lm', 'stack': 'decoder', 'target_length': None, "
+            "'decoder_start_id': None})",
+        ),
     ],
 )
 def test_a_state_of_other_batches_is_refused(corpus, change, message):
@@ -211,6 +216,17 @@ def test_a_second_start_trains_and_tokenizes_nothing(corpus_file, tmp_path, monk
     given = prepare(config, tokenizer=ByteTokenizer())
     assert given.tokenizer == ByteTokenizer()
     assert given.train.num_tokens == given.train.num_bytes
+
+
+def test_an_objective_gets_its_special_tokens_and_the_same_cache(corpus, corpus_file, tmp_path):
+    config = config_for(corpus_file, corpus.train.folder.parent)
+    masked = prepare(config, objective=MaskedLM(), report=pytest.fail)
+    assert (masked.train.key, masked.validation.key) == (corpus.train.key, corpus.validation.key)
+    assert (masked.tokenizer.mask_id, corpus.tokenizer.mask_id) == (260, None)
+    masked.tokenizer.save(tmp_path)
+    saved = tokenizers.load(tmp_path)
+    again = prepare(config, objective=MaskedLM(), tokenizer=saved, report=pytest.fail)
+    assert again.tokenizer is saved
 
 
 def test_one_short_document_cannot_be_split(tmp_path):

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data import subwords
+from data import cache, subwords
 from data import tokenizer as tokenizers
-from data.config import Bytes, Characters, SentencePiece
+from data.characters import CharacterTokenizer
+from data.config import Bytes, Characters, Cleaning, Files, SentencePiece
 from data.document import DataError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -109,11 +110,11 @@ def test_training_is_deterministic_and_silent(trained, name, capfd):
 
 def test_the_sample_has_its_size_its_order_and_any_part_of_the_text():
     sentences = [f"{i:04d}" for i in range(1000)]
-    sample = subwords._sample(sentences, max_characters=400)
+    sample = subwords.sample(sentences, max_characters=400)
     assert len(sample) == 100
     assert sample == sorted(sample)
     assert int(sample[0]) < 100 < 900 < int(sample[-1])
-    assert subwords._sample(sentences, max_characters=4000) == sentences
+    assert subwords.sample(sentences, max_characters=4000) == sentences
 
 
 @pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
@@ -203,3 +204,66 @@ def test_another_model_gets_the_special_ids_that_it_lacks():
     ids = tokenizer.encode("Studies have shown that owning a dog is good for you")
     assert ids.tolist() == [6536, 43, 2008, 24, 293, 53, 3, 9, 1782, 19, 207, 21, 25]
     assert tokenizer.decode([32000, *ids, 1]) == "Studies have shown that owning a dog is good for you"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_special_tokens_that_are_added(trained, name, tmp_path):
+    base = trained[name]
+    assert (base.mask_id, base.sentinel_ids, dict(base.named), base.special_ids) == (None, (), {}, {0, 1, 2, 3})
+    assert tokenizers.with_specials(base) is base
+    extended = tokenizers.with_specials(base, mask=True, num_sentinels=2, names=["[R]", "[S]"])
+    size = base.vocab_size
+    assert (extended.mask_id, extended.sentinel_ids) == (size, (size + 1, size + 2))
+    assert extended.named == {"[R]": size + 3, "[S]": size + 4}
+    assert extended.vocab_size == size + 5
+    assert extended.special_ids == {0, 1, 2, 3, *range(size, size + 5)}
+    assert extended.pieces([size, size + 1, size + 4, 3]) == ["<mask>", "<extra_id_0>", "[S]", "</s>"]
+    text = "the <mask> word <extra_id_0>[R]"
+    ids = extended.encode(text)
+    assert ids.tolist() == base.encode(text).tolist()
+    assert extended.decode([2, size, *ids, size + 4]) == base.decode(ids)
+    with pytest.raises(DataError, match="outside the vocabulary"):
+        extended.decode([size + 5])
+    extended.save(tmp_path)
+    for copy in (tokenizers.load(tmp_path), pickle.loads(pickle.dumps(extended))):
+        assert copy == extended and copy.vocab_size == extended.vocab_size
+    assert tokenizers.fingerprint(extended) == tokenizers.fingerprint(base)
+    assert tokenizers.with_specials(extended, mask=True, num_sentinels=2, names=["[S]"]) is extended
+    more = tokenizers.with_specials(extended, num_sentinels=3)
+    assert more.base is base and more.sentinel_ids == (size + 1, size + 2, size + 5)
+
+
+def test_a_cache_is_the_same_with_and_without_added_tokens(tmp_path):
+    """Also where the added ids no longer fit the type of the tokens, and the build with them came second."""
+    alphabet = "".join(map(chr, [*range(0x20, 0xD7FF), *range(0xE000, 0xFFFF), *range(0x10000, 0x10820)]))[: 2**16 - 4]
+    base = CharacterTokenizer(alphabet)
+    extended = tokenizers.with_specials(base, mask=True)
+    assert (base.vocab_size, extended.vocab_size) == (2**16, 2**16 + 1)
+    (tmp_path / "text.txt").write_text("some text\n\nmore text")
+    source = Files(path=str(tmp_path / "text.txt"), document="paragraph")
+    without = cache.build((source,), Cleaning(), base, tmp_path / "cache")
+    (without.folder / "manifest.json").unlink()
+    again = cache.build((source,), Cleaning(), extended, tmp_path / "cache")
+    assert again.key == without.key
+    assert extended.decode(again.document(1)) == "more text"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_words_begin_after_white_space(trained, name):
+    tokenizer = trained[name]
+    text = "the word  was\n\n    the   sea\tshells\nfor"
+    if name == "characters":
+        text = text.replace("\t", "\n")  # a tab is not in its alphabet
+    ids = tokenizer.encode(text)
+    starts = tokenizer.word_starts(ids)
+    assert starts.dtype == bool and starts[0]
+    words = [tokenizer.decode(word) for word in np.split(ids, np.flatnonzero(starts)[1:])]
+    assert [word.strip() for word in words if word.strip()] == text.split()
+    two = np.concatenate([ids, [tokenizer.eos_id], ids])
+    assert tokenizer.word_starts(two)[len(ids) :].tolist() == [True, *starts]
+    assert tokenizer.word_starts(np.stack([ids, ids])).tolist() == [starts.tolist()] * 2
+    assert tokenizer.word_starts(ids[:0]).tolist() == []
+    extended = tokenizers.with_specials(tokenizer, mask=True)
+    marked = np.insert(ids, 3, extended.mask_id)
+    assert extended.word_starts(marked)[3]
+    assert np.delete(extended.word_starts(marked), [3, 4]).tolist() == np.delete(starts, 3).tolist()
