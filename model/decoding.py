@@ -4,6 +4,8 @@
     state = read(model, params, state, tokens, lengths)         # prompts, right-padded
     state, tokens = decode(model, params, state, allowed, num_steps=8, eos_id=3, sampling=Sampling())
 
+An encoder–decoder reads a source besides: `start(..., source_length=n)` and `read(..., source=…, source_lengths=…)`.
+
 Slots of the cache equal positions, so prompts of unequal length stand side by side, padded on the right: the
 slot of a pad token is overwritten by a real one before any token can see it.
 """
@@ -22,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from model.attention import KVCache
 from model.config import TransformerConfig
-from model.transformer import DecoderLM
+from model.transformer import Decoder, EncoderDecoder
 
 # Choosing a token ------------------------------------------------------------------------------------------
 
@@ -131,12 +133,17 @@ def bucket(length: int, capacity: int) -> int:
     return min(max(16, 1 << (length - 1).bit_length()), capacity)
 
 
-def start(config: TransformerConfig, keys: Key[Array, "batch"], capacity: int) -> DecodeState:
-    """A state with nothing read, for one row per key and texts of up to `capacity` tokens."""
+def start(
+    config: TransformerConfig, keys: Key[Array, "batch"], capacity: int, source_length: int | None = None
+) -> DecodeState:
+    """A state with nothing read, for one row per key and texts of up to `capacity` tokens.
+
+    `source_length`: tokens in an encoder–decoder's source, padding included.
+    """
     batch = len(keys)
     zeros = jnp.zeros(batch, jnp.int32)
     return DecodeState(
-        cache=KVCache.empty(config, batch, capacity),
+        cache=KVCache.empty(config, batch, capacity, source_length),
         logits=jnp.zeros((batch, config.vocab_size), jnp.float32),
         lengths=zeros,
         seen=jnp.zeros((batch, config.vocab_size), bool),
@@ -147,25 +154,41 @@ def start(config: TransformerConfig, keys: Key[Array, "batch"], capacity: int) -
 
 
 def prefill(
-    model: DecoderLM,
+    model: Decoder | EncoderDecoder,
     params: Any,
     tokens: Int[Array, "batch length"],
     lengths: Int[Array, "batch"],
     cache: KVCache,
+    *,
+    source: Int[Array, "batch source"] | None = None,
+    source_lengths: Int[Array, "batch"] | None = None,
+    is_prefix: bool = False,
 ) -> tuple[Float[Array, "batch vocab"], KVCache]:
     """Read right-padded `tokens` from position 0; the float32 logits after each row's last real token.
 
-    Rows of length 0 keep their cache; their logits mean nothing.
+    Rows of length 0 keep their cache; their logits mean nothing. An encoder–decoder also reads the right-padded
+    `source`. `is_prefix`: tokens see later ones too, as a prefix LM has learned.
     """
-    logits, filled = model.apply({"params": params}, tokens, cache=cache)
-    is_read = (lengths > 0)[:, None, None, None]
-    cache = jax.tree.map(lambda new, old: jnp.where(is_read, new, old), filled, cache)
+    variables = {"params": params}
+    if isinstance(model, EncoderDecoder):
+        segments = (jnp.arange(source.shape[1]) < source_lengths[:, None]).astype(jnp.int32)
+        encoded = model.apply(variables, source, None, segments, method="encode")
+        arguments = dict(encoder_segment_ids=segments, cache=cache, method="decode")
+        logits, filled = model.apply(variables, encoded, tokens, **arguments)
+    else:
+        prefix = jnp.arange(cache.key.shape[2]) < lengths[:, None] if is_prefix else None
+        logits, filled = model.apply(variables, tokens, prefix=prefix, cache=cache)
+
+    def where_read(new: Array, old: Array) -> Array:
+        return jnp.where((lengths > 0).reshape(1, -1, *[1] * (new.ndim - 2)), new, old)
+
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
-    return jnp.take_along_axis(logits, last, axis=1)[:, 0].astype(jnp.float32), cache
+    logits = jnp.take_along_axis(logits, last, axis=1)[:, 0].astype(jnp.float32)
+    return logits, jax.tree.map(where_read, filled, cache)
 
 
 def decode_step(
-    model: DecoderLM,
+    model: Decoder | EncoderDecoder,
     params: Any,
     tokens: Int[Array, "batch"],
     positions: Int[Array, "batch"],
@@ -173,20 +196,28 @@ def decode_step(
 ) -> tuple[Float[Array, "batch vocab"], KVCache]:
     """Read one token for each row at its position; the float32 logits of the next one."""
     tokens, positions = tokens[:, None], positions[:, None]
-    logits, cache = model.apply({"params": params}, tokens, positions=positions, cache=cache)
+    if isinstance(model, EncoderDecoder):
+        logits, cache = model.apply({"params": params}, None, tokens, positions, cache=cache, method="decode")
+    else:
+        logits, cache = model.apply({"params": params}, tokens, positions=positions, cache=cache)
     return logits[:, 0].astype(jnp.float32), cache
 
 
-@partial(jax.jit, static_argnames="model", donate_argnames="state")
+@partial(jax.jit, static_argnames=("model", "is_prefix"), donate_argnames="state")
 def read(
-    model: DecoderLM,
+    model: Decoder | EncoderDecoder,
     params: Any,
     state: DecodeState,
     tokens: Int[Array, "batch length"],
     lengths: Int[Array, "batch"],
+    *,
+    source: Int[Array, "batch source"] | None = None,
+    source_lengths: Int[Array, "batch"] | None = None,
+    is_prefix: bool = False,
 ) -> DecodeState:
-    """Give each row the context `tokens[row, :lengths[row]]` for its own; length 0 changes nothing."""
-    logits, cache = prefill(model, params, tokens, lengths, state.cache)
+    """Give each row the context `tokens[row, :lengths[row]]` for its own; length 0 changes nothing. See `prefill`."""
+    reading = dict(source=source, source_lengths=source_lengths, is_prefix=is_prefix)
+    logits, cache = prefill(model, params, tokens, lengths, state.cache, **reading)
     is_read = lengths > 0
     rows, is_real = jnp.arange(len(lengths))[:, None], jnp.arange(tokens.shape[1]) < lengths[:, None]
     return state.replace(
@@ -199,7 +230,7 @@ def read(
 
 @partial(jax.jit, static_argnames=("model", "num_steps", "eos_id", "sampling"), donate_argnames="state")
 def decode(
-    model: DecoderLM,
+    model: Decoder | EncoderDecoder,
     params: Any,
     state: DecodeState,
     allowed: Bool[Array, "vocab"],

@@ -11,15 +11,45 @@ from jaxtyping import Array, Float, Int
 
 from model.config import TransformerConfig
 
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "swiglu": jax.nn.silu,
+    "geglu": lambda x: jax.nn.gelu(x, approximate=True),
+    "reglu": jax.nn.relu,
+}
+GATED = ("swiglu", "geglu", "reglu")
 
-def normal(stddev: float, axes: tuple[str, ...]) -> nn.initializers.Initializer:
+
+def normal(stddev: float, axes: tuple[str | None, ...]) -> nn.initializers.Initializer:
     """Gaussian initializer whose parameter knows its logical axes."""
     return nn.with_logical_partitioning(nn.initializers.normal(stddev), axes)
 
 
-def residual_stddev(config: TransformerConfig) -> float:
-    """Initial standard deviation of projections that write to the residual stream (GPT-2, section 2.3)."""
-    return config.init_stddev / (math.sqrt(2 * config.num_layers) if config.scale_residual_init else 1.0)
+def kernel_init(
+    config: TransformerConfig, axes: tuple[str, ...], num_inputs: int, scale: float = 1.0
+) -> nn.initializers.Initializer:
+    """Initializer of a kernel over `num_inputs` inputs; `scale` multiplies its standard deviation."""
+    if config.initializer == "fan_in":
+        return normal(scale / math.sqrt(num_inputs), axes)
+    if config.initializer == "truncated_normal":
+        stddev = scale * config.init_stddev
+        return nn.with_logical_partitioning(nn.initializers.truncated_normal(stddev), axes)
+    return normal(scale * config.init_stddev, axes)
+
+
+def residual_scale(config: TransformerConfig) -> float:
+    """Factor of the initial weights of projections that write to the residual stream (GPT-2, section 2.3)."""
+    is_scaled = config.scale_residual_init and config.initializer != "fan_in"
+    return 1.0 / math.sqrt(2 * config.num_layers) if is_scaled else 1.0
+
+
+def softcap(logits: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """`logits` bounded smoothly by `cap` (Bello et al. 2017; Gemma 2); None leaves them."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 class Projection(nn.Module):
@@ -32,62 +62,74 @@ class Projection(nn.Module):
     features: tuple[int, ...]
     feature_axes: tuple[str, ...]
     input_axes: tuple[str, ...] = ("embed",)
-    stddev: float | None = None
     use_bias: bool = True
+    init_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length ..."]) -> Float[Array, "batch length ..."]:
         config, inputs = self.config, x.shape[-len(self.input_axes) :]
-        init = normal(self.stddev or config.init_stddev, self.input_axes + self.feature_axes)
+        init = kernel_init(config, self.input_axes + self.feature_axes, math.prod(inputs), self.init_scale)
         kernel = self.param("kernel", init, inputs + self.features, jnp.dtype(config.param_dtype))
         contract = tuple(range(x.ndim - len(inputs), x.ndim)), tuple(range(len(inputs)))
         y = jax.lax.dot_general(x.astype(config.dtype), kernel.astype(config.dtype), (contract, ((), ())))
-        if self.use_bias and config.use_bias:
+        if self.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.feature_axes)
             y += self.param("bias", zeros, self.features, jnp.dtype(config.param_dtype)).astype(config.dtype)
         return y
 
 
 class Embedding(nn.Module):
-    """A table [rows, embed]; `__call__` looks rows up, `attend` scores every row (tied output projection)."""
+    """A table [rows, width]; `__call__` looks rows up, `attend` scores every row (tied output projection)."""
 
     config: TransformerConfig
     rows: int
-    axes: tuple[str, str]
+    axis: str
     stddev: float
 
     def setup(self):
-        shape = (self.rows, self.config.embed_dim)
-        self.embedding = self.param(
-            "embedding", normal(self.stddev, self.axes), shape, jnp.dtype(self.config.param_dtype)
-        )
+        config = self.config
+        axes = (self.axis, "embed" if config.embedding_dim is None else "features")
+        init = normal(self.stddev, axes)
+        if config.initializer == "truncated_normal":
+            init = nn.with_logical_partitioning(nn.initializers.truncated_normal(self.stddev), axes)
+        shape = (self.rows, config.size_of_embedding)
+        self.embedding = self.param("embedding", init, shape, jnp.dtype(config.param_dtype))
 
-    def __call__(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch length embed"]:
+    def __call__(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
         # A gather from a table sharded on both dims makes XLA replicate its result; gather from whole rows instead.
         table = nn.with_logical_constraint(self.embedding.astype(self.config.dtype), (None, None))
         return jnp.take(table, ids, axis=0)
 
-    def attend(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length rows"]:
+    def attend(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length rows"]:
         return jnp.einsum("ble,ve->blv", x.astype(self.config.dtype), self.embedding.astype(self.config.dtype))
 
 
+def token_embedding(config: TransformerConfig, **name: str) -> Embedding:
+    """The table of the vocabulary."""
+    stddev = 1.0 if config.initializer == "fan_in" else config.init_stddev
+    return Embedding(config, config.vocab_size, "vocab", stddev, **name)
+
+
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last dim, statistics in float32."""
+    """LayerNorm or RMSNorm over the last dim, statistics in float32; `kind` None is the config's."""
 
     config: TransformerConfig
+    kind: str | None = None
+    axis: str = "embed"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length embed"]:
-        config = self.config
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        config, kind = self.config, self.kind or self.config.norm
         dtype = jnp.dtype(config.param_dtype)
         shape = (x.shape[-1],)
         y = x.astype(jnp.float32)
-        if config.norm == "layer":
+        if kind == "layer":
             y -= y.mean(axis=-1, keepdims=True)
         y *= jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + config.norm_epsilon)
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        y *= self.param("scale", ones, shape, dtype).astype(jnp.float32)
-        if config.norm == "layer" and config.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
+        start = nn.initializers.zeros if config.norm_zero_centered else nn.initializers.ones
+        scale = self.param("scale", nn.with_logical_partitioning(start, (self.axis,)), shape, dtype)
+        y *= scale.astype(jnp.float32) + (1.0 if config.norm_zero_centered else 0.0)
+        if kind == "layer" and config.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
             y += self.param("bias", zeros, shape, dtype).astype(jnp.float32)
         return y.astype(config.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.core.meta import AxisMetadata
 
 
 def path_name(path: tuple) -> str:
@@ -18,6 +19,16 @@ def path_name(path: tuple) -> str:
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Leaves by path name, in tree order."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unbox(boxed: Any) -> Any:
+    """The plain nested dict inside a tree from `initialize`, without the names of its dims; plain leaves stay."""
+    return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, boxed, is_leaf=is_box)
+
+
+def is_box(x: Any) -> bool:
+    """Does a leaf come with the names of its dims?"""
+    return isinstance(x, AxisMetadata)
 
 
 def count(tree: Any) -> int:
@@ -37,8 +48,19 @@ def matches(tree: Any, patterns: Sequence[str]) -> Any:
 
 
 def table(tree: Any) -> str:
-    """One line per leaf (path, shape, type, size) and the total, to print in a notebook."""
-    rows = [(name, str(tuple(x.shape)), str(x.dtype), f"{count(x):,}") for name, x in named_leaves(tree).items()]
-    rows.append(("total", "", "", f"{count(tree):,}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows)
+    """One line per leaf (path, shape, type, size) and the total, to print in a notebook.
+
+    Of a tree from `initialize`, a line also has the names of the leaf's dims.
+    """
+    leaves = named_leaves(unbox(tree))
+    boxes = jax.tree.leaves(tree, is_leaf=is_box)
+    dims = [" ".join(name or "-" for name in box.names) if is_box(box) else "" for box in boxes]
+    rows = [
+        (name, str(tuple(x.shape)), str(x.dtype), names, f"{count(x):,}")
+        for (name, x), names in zip(leaves.items(), dims, strict=True)
+    ]
+    rows.append(("total", "", "", "", f"{count(tree):,}"))
+    *columns, counts = [column for column in zip(*rows, strict=True) if any(column)]
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    padded.append([cell.rjust(max(map(len, counts))) for cell in counts])
+    return "\n".join("  ".join(row) for row in zip(*padded, strict=True))

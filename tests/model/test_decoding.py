@@ -12,22 +12,22 @@ from model import decoding
 from model.attention import KVCache
 from model.config import TransformerConfig
 from model.decoding import Sampling
-from model.transformer import DecoderLM
+from model.transformer import Decoder
 
 VOCAB, LENGTH = 24, 16
 POSITIONS = ("sinusoidal", "learned", "rotary", "alibi", "t5_relative", "none")
 
 
-def tiny(*, sliding_window: int | None = None, **changes) -> tuple[DecoderLM, dict]:
+def tiny(*, sliding_window: int | None = None, **changes) -> tuple[Decoder, dict]:
     """A model whose weights are large enough that its distributions are far from uniform."""
     sizes = dict(vocab_size=VOCAB, num_layers=2, embed_dim=16, num_heads=4, max_length=LENGTH)
     config = TransformerConfig(**sizes | changes, init_stddev=0.3)
-    return DecoderLM(config.model_copy(update={"sliding_window": sliding_window})), initial_params(config)
+    return Decoder(config.model_copy(update={"sliding_window": sliding_window})), initial_params(config)
 
 
 @functools.cache
 def initial_params(config: TransformerConfig) -> dict:
-    boxed = jax.jit(DecoderLM(config).init)(jax.random.key(1), jnp.zeros((1, 2), jnp.int32))["params"]
+    boxed = jax.jit(Decoder(config).init)(jax.random.key(1), jnp.zeros((1, 2), jnp.int32))["params"]
     return nn.meta.unbox(boxed)
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from model import tree
 from model.config import TransformerConfig
-from model.transformer import DecoderLM
-from train.sharding import unbox
+from model.transformer import Decoder
+from model.tree import unbox
 
 SMALL = dict(vocab_size=61, num_layers=2, embed_dim=32, num_heads=4, max_length=24)
 KINDS = {
@@ -27,7 +27,7 @@ KINDS = {
 
 def build(**choices):
     config = TransformerConfig(**(SMALL | choices))
-    model = DecoderLM(config)
+    model = Decoder(config)
     tokens = jax.random.randint(jax.random.key(1), (2, 16), 4, config.vocab_size)
     params = initialize(model)
     # Larger than at initialization, so that every mechanism leaves a mark on the logits.
@@ -88,7 +88,7 @@ def test_a_packed_document_has_the_logits_it_has_alone(kind):
 @pytest.mark.parametrize("change", [dict(layer_loop="unroll"), dict(remat="full"), dict(remat="dots")], ids=str)
 def test_loops_and_recomputation_change_neither_tree_nor_numbers(kind, change):
     config, model, params, tokens = build(**KINDS[kind])
-    other = DecoderLM(config.model_copy(update=change))
+    other = Decoder(config.model_copy(update=change))
 
     def loss(model, params):
         return jnp.square(model.apply({"params": params}, tokens)).mean()
@@ -127,9 +127,8 @@ def test_attention_dropout_path_is_the_same_attention():
     config = TransformerConfig(**SMALL, num_kv_heads=2, sliding_window=6, attention_dropout_rate=1e-9)
     shapes = [(2, 16, 4, 8), (2, 16, 2, 8), (2, 16, 2, 8)]
     query, key, value = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate(shapes))
-    inputs = attention.AttentionInputs(jnp.zeros((2, 16), jnp.int32))
-    plain = attention.attend(query, key, value, inputs, config)
-    written = attention.attend(query, key, value, inputs, config, jax.random.key(0))
+    plain = attention.attend(query, key, value, config, is_causal=True)
+    written = attention.attend(query, key, value, config, is_causal=True, dropout_key=jax.random.key(0))
     np.testing.assert_allclose(written, plain, atol=1e-6)
 
 
@@ -147,7 +146,7 @@ def test_dropout_acts_only_when_asked_and_follows_its_key():
 
 def test_bfloat16_computes_near_float32():
     config, model, params, tokens = build(positions="rotary")
-    low = apply(DecoderLM(config.model_copy(update=dict(dtype="bfloat16"))), params, tokens)
+    low = apply(Decoder(config.model_copy(update=dict(dtype="bfloat16"))), params, tokens)
     high = apply(model, params, tokens)
     assert low.dtype == jnp.bfloat16
     assert np.linalg.norm(low.astype(jnp.float32) - high) < 0.05 * np.linalg.norm(high)
@@ -155,10 +154,10 @@ def test_bfloat16_computes_near_float32():
 
 def test_initial_weights_have_their_published_spread():
     config = TransformerConfig(vocab_size=512, num_layers=8, embed_dim=128, num_heads=4, positions="learned")
-    params = initialize(DecoderLM(config))
+    params = initialize(Decoder(config))
     spread = {name: float(np.std(x)) for name, x in tree.named_leaves(params).items()}
     assert spread["token_embedding/embedding"] == pytest.approx(0.02, rel=0.02)
-    assert spread["position_embedding/embedding"] == pytest.approx(0.01, rel=0.02)
+    assert spread["decoder/position_embedding/embedding"] == pytest.approx(0.01, rel=0.02)
     assert spread["decoder/layers/self_attention/query/kernel"] == pytest.approx(0.02, rel=0.02)
     assert spread["decoder/layers/self_attention/out/kernel"] == pytest.approx(0.02 / 4, rel=0.02)
     assert spread["decoder/layers/feed_forward/down/kernel"] == pytest.approx(0.02 / 4, rel=0.02)
@@ -169,7 +168,7 @@ def test_tree_of_a_decoder():
     config = TransformerConfig(
         vocab_size=64, num_layers=3, embed_dim=16, num_heads=4, num_kv_heads=2, max_length=8, positions="learned"
     )
-    boxed = jax.eval_shape(DecoderLM(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    boxed = jax.eval_shape(Decoder(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     found = {
         tree.path_name(path): (box.value.shape, box.names)
         for path, box in jax.tree_util.tree_leaves_with_path(
@@ -197,7 +196,7 @@ def test_tree_of_a_decoder():
     expected = {f"decoder/layers/{name}": value for name, value in layers.items()} | {
         "decoder/final_norm/bias": ((16,), ("embed",)),
         "decoder/final_norm/scale": ((16,), ("embed",)),
-        "position_embedding/embedding": ((8, 16), ("length", "embed")),
+        "decoder/position_embedding/embedding": ((8, 16), ("length", "embed")),
         "token_embedding/embedding": ((64, 16), ("vocab", "embed")),
     }
     assert found == expected
