@@ -70,15 +70,13 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     mesh = sharding.make_mesh(Mesh())
     ways = sharding.batch_ways(mesh, config.mesh.rules)
     evaluator = loss_evaluator(
-        run.model,
+        config,
         cache,
         run.tokenizer,
+        mesh=mesh,
         length=length,
         batch_size=-(-batch_size // ways) * ways,
-        attend_across_documents=config.data.attend_across_documents,
-        mesh=mesh,
-        rules=config.mesh.rules,
-        stride=stride,
+        stride=None if stride == length else stride,
     )
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     measured = evaluator(jax.device_put(run.params, everywhere))
@@ -123,7 +121,7 @@ def _cache(run: Run, texts: list[str]) -> tuple[str, TokenCache]:
     if texts:
         sources = tuple(Files(path=text) for text in texts)
         return ", ".join(texts), build(sources, data.cleaning, run.tokenizer, data.cache_dir, report=report)
-    corpus = prepare(data, tokenizer=run.tokenizer, report=report)
+    corpus = prepare(data, tokenizer=run.tokenizer, objective=run.config.objective, report=report)
     if corpus.validation is None:
         raise UserError(f"{run.directory} held out no validation data; name a text with --text FILE")
     return "validation", corpus.validation
@@ -142,18 +140,25 @@ def table(result: dict[str, Any]) -> str:
         ("predicted tokens", f"{int(result['tokens']):,}  (ends of documents included)"),
         ("words", f"{result['words']:,}  (each line end is one)"),
         ("bytes", f"{result['bytes']:,}"),
-        ("loss", f"{result['loss']:.4f}  nats per token"),
-        ("perplexity", f"{result['perplexity']:,.3f}  per token"),
-        ("word perplexity", _shown(result.get("word_perplexity"))),
-        ("bits per byte", f"{result['bits_per_byte']:.4f}"),
+        *(_measured(result, name) for name in result if name in _FORMS or name.endswith(("_loss", "_accuracy"))),
         ("protocol", windows),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
-def _shown(word_perplexity: float | None) -> str:
-    return "too large to say" if word_perplexity is None else f"{word_perplexity:,.3f}  per word"
+# Measure → its form, with the unit.
+_FORMS = {
+    "loss": "{:.4f}  nats per token",
+    "perplexity": "{:,.3f}  per token",
+    "word_perplexity": "{:,.3f}  per word",
+    "bits_per_byte": "{:.4f}",
+}
+
+
+def _measured(result: dict[str, Any], name: str) -> tuple[str, str]:
+    form = _FORMS.get(name, "{:.2%}" if name.endswith("accuracy") else "{:.4f}")
+    return name.replace("_", " "), form.format(result[name])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -14,50 +14,46 @@ import numpy as np
 from data.pipeline import eval_batches
 from data.token_cache import TokenCache
 from data.tokenizer import Tokenizer
-from model.transformer import DecoderLM
 from train import sharding
-from train.config import UserError
+from train.config import Experiment, UserError
+from train.objective import Term, coefficients, example_options, make_model
 from train.step import eval_step
 
 _MOST_NATS = 700  # exp of more is no float64
 
 
 def loss_evaluator(
-    model: DecoderLM,
+    experiment: Experiment,
     cache: TokenCache,
     tokenizer: Tokenizer,
     *,
-    length: int,
-    batch_size: int,
-    attend_across_documents: bool,
     mesh: jax.sharding.Mesh,
-    rules: sharding.Rules,
+    length: int | None = None,
+    batch_size: int | None = None,
     max_batches: int | None = None,
     stride: int | None = None,
 ) -> Callable[[Any], dict[str, float]]:
-    """A function from parameters, wherever they lie on `mesh`, to the measures of `measures` over `cache`.
+    """A function from parameters, wherever they lie on `mesh`, to measures of the experiment's objective over `cache`.
 
-    The text is cut into windows of `length` tokens. Every token of every document and the end of each
-    document are predicted exactly once; `stride` makes the windows overlap so that each prediction has at
-    least `length - stride` tokens of context (but for the start of the text). `max_batches` looks at a prefix
-    only. Compiled once. Raises UserError when the mesh does not divide `batch_size`.
+    The text is cut into windows, each of which is one example, the same at every evaluation. For causal_lm every
+    token of every document and the end of each document are predicted exactly once, and the measures are those of
+    `measures`; `stride` makes the windows overlap so that each prediction has at least `length - stride` tokens of
+    context (but for the start of the text). The other objectives have those of `term_measures`. `length` and
+    `batch_size` are the experiment's by default; `max_batches` looks at a prefix only. Compiled once. Raises
+    UserError when the mesh does not divide `batch_size`.
     """
+    rules = experiment.mesh.rules
+    batch_size = batch_size or experiment.evaluation.batch_size or experiment.batch_size
     ways = sharding.batch_ways(mesh, rules)
     if batch_size % ways:
         raise UserError(
             f"evaluation.batch_size: {batch_size} examples cannot be split over {ways} groups of devices; "
             f"it must be a multiple of {ways}"
         )
-    batches = eval_batches(
-        cache,
-        tokenizer=tokenizer,
-        length=length,
-        batch_size=batch_size,
-        attend_across_documents=attend_across_documents,
-        stride=stride,
-    )
+    options = example_options(experiment) | ({} if length is None else {"length": length})
+    batches = eval_batches(cache, tokenizer=tokenizer, batch_size=batch_size, stride=stride, **options)
     is_whole = max_batches is None or max_batches >= len(batches)
-    step = jax.jit(partial(eval_step, model=model))
+    step = jax.jit(partial(eval_step, model=make_model(experiment), experiment=experiment))
     place = sharding.batch_sharding(mesh, rules)
     rows = batch_size // jax.process_count()
     own = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
@@ -74,12 +70,32 @@ def loss_evaluator(
                 sums.append(step(params, sharding.place_batch(batch, place)))
                 if one_at_a_time:
                     jax.block_until_ready(sums[-1])
-        nats, tokens = np.array(jax.device_get(sums), np.float64).sum(axis=0)
+        terms = jax.tree.map(lambda *parts: float(np.sum(parts, dtype=np.float64)), *jax.device_get(sums))
+        if experiment.objective.kind != "causal_lm":
+            return term_measures(terms, coefficients(experiment))
+        lm = terms["lm"]
         if not is_whole:
-            return measures(nats, tokens)
-        return measures(nats, tokens, num_words=cache.num_words, num_bytes=cache.num_bytes)
+            return measures(lm.loss, lm.weight)
+        return measures(lm.loss, lm.weight, num_words=cache.num_words, num_bytes=cache.num_bytes)
 
     return evaluate
+
+
+def term_measures(terms: Mapping[str, Term], factors: Mapping[str, float]) -> dict[str, float]:
+    """Measures of an objective over a whole text.
+
+    loss: what is minimized, the terms' means times their factors. NAME_loss, NAME_accuracy: of each term that
+    predicts something: lm (words, in nats), sentence_pair, detection. perplexity: exp of lm's loss, over the places
+    that the objective asks for, so it compares only within one objective. tokens: the number of these places.
+    """
+    means = {name: term.loss / max(term.weight, 1.0) for name, term in terms.items()}
+    result = {"loss": sum(factors[name] * mean for name, mean in means.items())}
+    result["perplexity"] = math.exp(means["lm"]) if means["lm"] < _MOST_NATS else math.inf
+    for name, term in terms.items():
+        result[f"{name}_loss"] = means[name]
+        if name in ("lm", "sentence_pair", "detection"):
+            result[f"{name}_accuracy"] = term.correct / max(term.weight, 1.0)
+    return result | {"tokens": terms["lm"].weight}
 
 
 def measures(

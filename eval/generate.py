@@ -106,6 +106,7 @@ def _generate(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
         samples=options.samples,
         stop=options.stop,
+        is_prefix=run.reads_prefixes,
         on_text=(lambda _, text: print(printable(text), end="", flush=True)) if is_live else None,
     )
     rate = sum(completion.tokens for completion in completions) / (time.monotonic() - started)

@@ -132,13 +132,13 @@ def _numbers(config: Experiment, train: list[dict], validations: list[dict]) -> 
 
 def _count_parameters(config: Experiment) -> int:
     import jax
-    import numpy as np
 
     from model import tree
-    from model.transformer import DecoderLM
+    from model.transformer import initialize
+    from train.objective import make_model
 
-    tokens = jax.ShapeDtypeStruct((1, 2), np.int32)
-    return tree.count(jax.eval_shape(DecoderLM(config.model).init, jax.random.key(0), tokens)["params"])
+    model = make_model(config)
+    return tree.count(jax.eval_shape(lambda: initialize(model, jax.random.key(0))))
 
 
 def _number(value: float) -> str:

@@ -16,14 +16,13 @@ from train.config import Experiment
 def size(experiment: Experiment) -> int:
     """Number of parameters, counted on the abstract tree."""
     import jax
-    import jax.numpy as jnp
 
-    import model as _model  # noqa: F401  (before JAX)
     from model import tree
-    from model.transformer import DecoderLM
+    from model.transformer import initialize
+    from train.objective import make_model
 
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    return tree.count(jax.eval_shape(DecoderLM(experiment.model).init, jax.random.key(0), tokens))
+    model = make_model(experiment)
+    return tree.count(jax.eval_shape(lambda: initialize(model, jax.random.key(0))))
 
 
 def rows() -> list[dict[str, object]]:

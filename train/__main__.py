@@ -30,10 +30,11 @@ def run(experiment: Experiment) -> int:
     from eval.generate import generate
     from eval.report import write_report
     from model.decoding import Sampling
-    from model.transformer import DecoderLM
     from train import loop, sharding
+    from train.objective import check_heads
     from train.run import RunDirectory, load_run
 
+    check_heads(experiment)
     mesh = sharding.make_mesh(experiment.mesh)
     directory = RunDirectory(experiment)
     directory.write_environment(mesh)
@@ -42,20 +43,21 @@ def run(experiment: Experiment) -> int:
     tokenizer = tokenizers.load(saved) if is_saved else None
     if tokenizer is None and experiment.init_from:
         tokenizer = load_run(experiment.init_from).tokenizer
-    corpus = prepare(experiment.data, tokenizer=tokenizer, report=lambda line: print(line, flush=True))
+    corpus = prepare(
+        experiment.data,
+        tokenizer=tokenizer,
+        objective=experiment.objective,
+        report=lambda line: print(line, flush=True),
+    )
     if not is_saved:
         corpus.tokenizer.save(saved)
     evaluators = {}
     if corpus.validation is not None:
         evaluators["validation"] = loss_evaluator(
-            DecoderLM(experiment.model),
+            experiment,
             corpus.validation,
             corpus.tokenizer,
-            length=experiment.data.length,
-            batch_size=experiment.evaluation.batch_size or experiment.batch_size,
-            attend_across_documents=experiment.data.attend_across_documents,
             mesh=mesh,
-            rules=experiment.mesh.rules,
             max_batches=experiment.evaluation.max_batches,
         )
     trainer = loop.Trainer(experiment, directory, corpus, mesh, evaluators)
@@ -71,7 +73,7 @@ def run(experiment: Experiment) -> int:
         directory.close()
     options, finished = experiment.evaluation, load_run(directory.path)
     samples = None
-    if options.sample_tokens:
+    if options.sample_tokens and experiment.model.stack != "encoder":
         samples = generate(
             finished.model,
             finished.params,
@@ -80,6 +82,7 @@ def run(experiment: Experiment) -> int:
             sampling=Sampling(temperature=options.temperature),
             seed=experiment.seed,
             max_new_tokens=options.sample_tokens,
+            is_prefix=finished.reads_prefixes,
         )
         for sample in samples:
             print(f"\n--- sample, prompt {sample.prompt!r} ---\n{sample.prompt}{sample.text}", flush=True)

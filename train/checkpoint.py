@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.serialization
+import flax.traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -74,6 +75,11 @@ class Checkpoints:
             "data": dict(data),
         }
         self._in_flight = self._thread.submit(self._write, step, groups, manifest, write_extras)
+
+    def save_params(self, params: Any, *, write_extras: Callable[[Path], None]) -> None:
+        """Write parameters that come from elsewhere as step 0, from where they lie: no copy of all is made."""
+        counters = dict(next_step=0, skipped_steps=0, nonfinite_streak=0)
+        self._write(0, {"params": params}, counters | dict(validation_loss=None, data=None), write_extras)
 
     def wait(self) -> None:
         """Until the save in flight is committed; `UserError` if it could not be written."""
@@ -169,6 +175,11 @@ class Checkpoints:
 
     def _restore_step(self, step: int, abstract: TrainState, shardings: TrainState) -> tuple[TrainState, dict]:
         manifest = verified_manifest(self.folder, step, check_files=self.verify)
+        if "optimizer" not in manifest["arrays"]:
+            raise UserError(
+                f"{self.folder.parent} holds parameters without an optimizer's state, so it cannot be continued; start "
+                f"a new run from it with --init-from {self.folder.parent} --run-dir NEW"
+            )
         parts, places = _groups(abstract), _groups(shardings)
         groups = {
             name: restore_group(self.folder, step, name, parts[name], places[name], manifest, self.verify)
@@ -254,15 +265,23 @@ def verified_manifest(folder: Path, step: int, *, check_files: bool = True) -> d
 
 
 def restore_group(
-    folder: Path, step: int, name: str, abstract: Any, shardings: Any, manifest: dict, verify: bool
+    folder: Path,
+    step: int,
+    name: str,
+    abstract: Any,
+    shardings: Any,
+    manifest: dict,
+    verify: bool,
+    only_common: bool = False,
 ) -> Any:
     """One tree of a checkpoint as arrays placed by `shardings`, each device reading only its part.
 
     Shapes and types must be those of `abstract`; a difference is a `UserError` (it is another model, not damage).
+    `only_common`: the checkpoint may have more arrays.
     """
     saved = manifest["arrays"].get(name, {})
     wanted = tree.named_leaves(abstract)
-    if differing := sorted(set(saved) ^ set(wanted)):
+    if not only_common and (differing := sorted(set(saved) ^ set(wanted))):
         raise UserError(f"checkpoint {folder / str(step)}: {name} differ from the experiment's: {differing[:5]}")
     for key, leaf in wanted.items():
         found, expected = (saved[key]["shape"], saved[key]["dtype"]), (list(leaf.shape), str(leaf.dtype))
@@ -276,7 +295,7 @@ def restore_group(
         with ocp.PyTreeCheckpointer() as reader:
             group = reader.restore(
                 (folder / str(step) / name).absolute(),
-                args=ocp.args.PyTreeRestore(item=target, restore_args=arguments),
+                args=ocp.args.PyTreeRestore(item=target, restore_args=arguments, partial_restore=only_common),
             )
     except (ValueError, OSError, KeyError) as error:
         raise DamagedError(f"{name} cannot be read ({str(error).splitlines()[0]})") from error
@@ -285,6 +304,29 @@ def restore_group(
             if _describe(np.asarray(leaf))["sha256"] != saved[key]["sha256"]:
                 raise DamagedError(f"array {name}/{key} differs from what was saved")
     return group
+
+
+def restore_common(folder: Path, params: Any, shardings: Any) -> tuple[Any, list[str], list[str]]:
+    """`params` with every array replaced that the newest checkpoint in `folder` has under the same name.
+
+    Returns also the names of the arrays that stay as they are, and of those in the checkpoint that are not used.
+    Raises UserError where shapes differ, or where nothing is in common.
+    """
+    mine, places = tree.named_leaves(params), tree.named_leaves(shardings)
+    manifest = verified_manifest(folder, max(list_steps(folder), default=-1))
+    name = "ema" if "ema" in manifest["arrays"] else "params"
+    saved = manifest["arrays"][name]
+    common = [key for key in mine if key in saved]
+    if not common:
+        raise UserError(f"init_from: no parameter of {folder.parent} has the name of one of this model's")
+
+    def nested(leaves: Mapping[str, Any]) -> Any:
+        return flax.traverse_util.unflatten_dict({key: leaves[key] for key in common}, sep="/")
+
+    step = manifest["next_step"]
+    restored = restore_group(folder, step, name, nested(mine), nested(places), manifest, verify=True, only_common=True)
+    merged = flax.traverse_util.unflatten_dict(mine | tree.named_leaves(restored), sep="/")
+    return merged, [key for key in mine if key not in saved], [key for key in saved if key not in mine]
 
 
 def restore_params(folder: Path, abstract: Any, shardings: Any, steps: list[int] | None = None) -> tuple[Any, dict]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from data.config import DataConfig, SentencePiece
+from data.config import ByteBPE, CausalLM, DataConfig, Objective, SentencePiece, WordPiece
 from model.config import TransformerConfig
 
 
@@ -155,6 +155,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     "layers": (),
+    "experts": (),
+    "features": (),
+    "sentences": (),
 }
 
 
@@ -203,6 +206,19 @@ class Evaluation(_Part):
     temperature: float = Field(0.8, ge=0, description="Of those samples; 0: greedy.")
 
 
+# Objective → the stacks that can learn it.
+_STACKS = {
+    "causal_lm": ("decoder",),
+    "prefix_lm": ("decoder", "encoder_decoder"),
+    "masked_lm": ("encoder",),
+    "replaced_tokens": ("encoder",),
+    "span_corruption": ("encoder_decoder", "decoder"),
+    "ul2": ("encoder_decoder", "decoder"),
+    "text_infilling": ("encoder_decoder", "decoder"),
+    "gap_sentences": ("encoder_decoder", "decoder"),
+}
+
+
 class Experiment(_Part):
     """One run of one variant of one paper, completely."""
 
@@ -213,6 +229,7 @@ class Experiment(_Part):
     batch_size: int = Field(32, gt=0, description="Examples per optimizer step, over all devices.")
     accumulation_steps: int = Field(1, gt=0, description="Parts the batch is computed in, one after another.")
     model: TransformerConfig = Field(TransformerConfig(), description="The network.")
+    objective: Objective = Field(CausalLM(), description="What is predicted from what.")
     data: DataConfig = Field(DataConfig(), description="Text, tokens and batches.")
     optimizer: Optimizer = Field(AdamW(), description="The optimizer and its learning rate.")
     loss: Loss = Field(Loss(), description="What is minimized.")
@@ -235,12 +252,13 @@ class Experiment(_Part):
     def _possible(self) -> Self:
         problems = []
         tokenizer, model = self.data.tokenizer, self.model
-        if isinstance(tokenizer, SentencePiece) and tokenizer.path is None:
+        if isinstance(tokenizer, SentencePiece | WordPiece | ByteBPE) and tokenizer.path is None:
             if tokenizer.vocab_size > model.vocab_size:
                 problems.append(
                     f"data.tokenizer.vocab_size={tokenizer.vocab_size} is larger than "
                     f"model.vocab_size={model.vocab_size}"
                 )
+        problems += self._unfit_objective()
         if self.data.length > model.max_length:
             problems.append(f"data.length={self.data.length} is longer than model.max_length={model.max_length}")
         if self.batch_size % self.accumulation_steps:
@@ -256,6 +274,13 @@ class Experiment(_Part):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _unfit_objective(self) -> list[str]:
+        """Why the model's stack cannot learn the objective."""
+        kind, stacks = self.objective.kind, _STACKS[self.objective.kind]
+        if self.model.stack in stacks:
+            return []
+        return [f"objective.kind={kind} needs model.stack={' or '.join(stacks)}, not {self.model.stack}"]
 
     @property
     def directory(self) -> str:

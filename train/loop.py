@@ -15,12 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data.objectives import derived_target_length
 from data.pipeline import Corpus, train_batches
 from model import tree
-from model.transformer import DecoderLM
 from train import checkpoint, sharding
 from train.config import Experiment, UserError
 from train.metrics import Display, Metrics, flops_per_token, peak_flops
+from train.objective import example_options, make_model
 from train.run import RunDirectory
 from train.step import TrainState, compile_train_step, plan_state
 
@@ -65,7 +66,7 @@ class Trainer:
             verify=options.verify,
         )
         self.checkpoints.discard_unfinished()
-        self.model = DecoderLM(experiment.model)
+        self.model = make_model(experiment)
         self._signal: int | None = None
         with sharding.use(mesh, experiment.mesh.rules):
             self.state = self._start()
@@ -85,10 +86,9 @@ class Trainer:
         self.batches = train_batches(
             self.corpus.train,
             tokenizer=self.corpus.tokenizer,
-            length=experiment.data.length,
             batch_size=experiment.batch_size,
             seed=experiment.seed,
-            attend_across_documents=experiment.data.attend_across_documents,
+            **example_options(experiment),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             num_workers=experiment.data.num_workers,
@@ -105,10 +105,13 @@ class Trainer:
         state = plan.init_state()
         if experiment.init_from:
             source = Path(experiment.init_from) / "checkpoints"
-            params, _ = checkpoint.restore_params(source, plan.abstract.params, plan.shardings.params)
+            params, fresh, unused = checkpoint.restore_common(source, state.params, plan.shardings.params)
             ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
             state = state.replace(params=params, ema=ema)
             print(f"starting from the parameters of {experiment.init_from}", flush=True)
+            for what, names in (("newly initialized", fresh), ("not used", unused)):
+                if names:
+                    print(f"  {what}: {', '.join(names)}", flush=True)
         return state
 
     def train(self) -> None:
@@ -134,7 +137,10 @@ class Trainer:
         lag = 0 if self.mesh.devices.flat[0].platform == "cpu" and self.mesh.size > 1 else 2
         pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
         clock = _Clock(self.metrics.elapsed_seconds)
-        flops = flops_per_token(self.state.params, experiment.model, experiment.data.length)
+        length, target_length = experiment.data.length, 0
+        if experiment.model.stack == "encoder_decoder":
+            target_length = experiment.data.target_length or derived_target_length(experiment.objective, length)
+        flops = flops_per_token(self.state.params, experiment.model, length, target_length)
         peak = peak_flops(list(self.mesh.devices.flat), experiment.peak_tflops)
 
         def read(until: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def cross_entropy(
@@ -29,4 +29,13 @@ def cross_entropy(
         loss -= label_smoothing * logits.mean(axis=-1)
     if z_loss:
         loss += z_loss * jnp.square(log_z)
+    return (loss * weights).sum(), weights.sum()
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "batch length"], labels: Bool[Array, "batch length"], weights: Float[Array, "batch length"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Weighted sum of -log p(label) in nats, p(true) = sigmoid(logits), and the sum of weights."""
+    logits = logits.astype(jnp.float32)
+    loss = jax.nn.softplus(jnp.where(labels, -logits, logits))
     return (loss * weights).sum(), weights.sum()

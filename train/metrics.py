@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -34,16 +35,34 @@ PEAK_TFLOPS = {
 }
 
 
-def flops_per_token(params: Any, config: TransformerConfig, length: int) -> float:
+def flops_per_token(params: Any, config: TransformerConfig, length: int, target_length: int = 0) -> float:
     """Model FLOPs of one training token, forward and backward: 6 per weight used in a product, plus attention.
 
     Attention counts 12 * layers * heads * head_dim * length, causality not deducted (PaLM, appendix B; nanoGPT).
-    Tables that are only looked up do not count; a tied table counts once, as the output projection.
+    Tables that are only looked up do not count; a tied table counts once, as the output projection. Weights count
+    as often as they are used: shared layers at every depth, of a mixture's experts those a token is sent to. In an
+    encoder–decoder a token is one of `length` in the encoder or of `target_length` in the decoder.
     """
-    looked_up = ["position_embedding/embedding"] + ([] if config.tie_embeddings else ["token_embedding/embedding"])
-    weights = sum(tree.count(x) for name, x in tree.named_leaves(params).items() if name not in looked_up)
-    seen = min(length, config.sliding_window or length)
-    return 6.0 * weights + 12.0 * config.num_layers * config.num_heads * config.size_of_head * seen
+    source = length / (length + target_length) if config.stack == "encoder_decoder" else 1.0
+    target = 1.0 - source if config.stack == "encoder_decoder" else 1.0
+
+    def uses(name: str) -> float:
+        if name.endswith("/embedding"):
+            return target * (name == "token_embedding/embedding" and config.tie_embeddings)
+        count = source if name.startswith("encoder/") else target
+        if config.share_encoder_decoder and "/layers/" in name and "cross_attention" not in name:
+            count += source
+        if config.share_layers and "/layers/" in name:
+            count *= config.num_layers
+        if config.num_experts and re.search(r"/feed_forward/(up|gate|down)/", name):
+            count *= config.experts_per_token / config.num_experts
+        return count
+
+    weights = sum(uses(name) * tree.count(x) for name, x in tree.named_leaves(params).items())
+    seen = config.num_layers * target * min(target_length or length, config.sliding_window or length)
+    if config.stack == "encoder_decoder":
+        seen += config.num_layers * target * length + config.count_of_encoder_layers * source * length
+    return 6.0 * weights + 12.0 * config.num_heads * config.size_of_head * seen
 
 
 def peak_flops(devices: list[jax.Device], tflops: float | None) -> float | None:

@@ -33,13 +33,13 @@ def learning_rate(optimizer: cfg.Optimizer, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([lambda step: peak * (step + 1) / warmup, after], [warmup])
 
 
-def make_optimizer(optimizer: cfg.Optimizer, num_steps: int, params) -> optax.GradientTransformation:
-    """Clipping and the optimizer; `params` (abstract is enough) tell which of them decay.
+def make_optimizer(optimizer: cfg.Optimizer, num_steps: int, boxed) -> optax.GradientTransformation:
+    """Clipping and the optimizer, for parameters in boxes (abstract is enough) that name their dims.
 
     Raises `UserError` when a `no_decay` pattern matches no parameter.
     """
     rate = learning_rate(optimizer, num_steps)
-    decays = None
+    params, decays = tree.unbox(boxed), None
     if isinstance(optimizer, cfg.Decayed):
         try:
             decays = jax.tree.map(lambda matched: not matched, tree.matches(params, optimizer.no_decay))
@@ -74,21 +74,23 @@ def make_optimizer(optimizer: cfg.Optimizer, num_steps: int, params) -> optax.Gr
                 adam_b1=optimizer.b1,
                 adam_b2=optimizer.b2,
                 adam_weight_decay=optimizer.weight_decay,
-                muon_weight_dimension_numbers=_muon_dims(params),
+                muon_weight_dimension_numbers=_muon_dims(boxed),
                 consistent_rms=0.2,
             )
     clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
     return optax.chain(clip, core)
 
 
-def _muon_dims(params):
-    """Which dims of each stacked layer kernel are inputs and outputs; None sends a parameter to AdamW."""
+def _muon_dims(boxed):
+    """Which dims of each block's kernel are inputs and outputs; None sends a parameter to AdamW."""
 
-    def dims(path, leaf):
+    def dims(path, box):
         name = tree.path_name(path)
-        if not (name.startswith("decoder/layers/") and name.endswith("/kernel")):
+        if "/layers/" not in name or not name.endswith("/kernel") or name.endswith("/router/kernel"):
             return None
+        stacked = sum(dim in ("layers", "experts") for dim in box.names)
         inputs = 2 if name.endswith("/out/kernel") else 1  # attention's output contracts heads and head_dim
-        return optax.contrib.MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, leaf.ndim)))
+        last, count = stacked + inputs, len(box.names)
+        return optax.contrib.MuonDimensionNumbers(tuple(range(stacked, last)), tuple(range(last, count)))
 
-    return jax.tree_util.tree_map_with_path(dims, params)
+    return jax.tree_util.tree_map_with_path(dims, boxed, is_leaf=tree.is_box)

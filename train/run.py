@@ -15,21 +15,23 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 import model as _model  # noqa: F401  (makes XLA safe on CPU before the first device is touched)
 from data import tokenizer as tokenizers
 from data.storage import write_atomically
-from model.transformer import DecoderLM
-from train import checkpoint, sharding
+from model import tree
+from model.transformer import initialize
+from train import checkpoint
 from train.command_line import read_config
 from train.config import Experiment, UserError, changed_fields
+from train.objective import Model, make_model
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,17 @@ class Run:
 
     directory: Path
     config: Experiment
-    model: DecoderLM
+    model: Model
     params: dict[str, Any]
     """Plain nested dict of arrays: the moving average where the experiment keeps one."""
     tokenizer: tokenizers.Tokenizer
     step: int
     validation_loss: float | None
+
+    @property
+    def reads_prefixes(self) -> bool:
+        """Whether a decoder has learned to see all of a prompt at once."""
+        return self.config.model.stack == "decoder" and self.config.objective.kind != "causal_lm"
 
 
 def load_run(run: str | Path, step: int | Literal["latest", "best"] = "latest") -> Run:
@@ -61,9 +68,8 @@ def load_run(run: str | Path, step: int | Literal["latest", "best"] = "latest") 
         raise UserError(f"{directory} is not a run directory: it has no config.json")
     config = read_config(directory / "config.json")
     folder = directory / "checkpoints"
-    model = DecoderLM(config.model)
-    boxed = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), np.int32))["params"]
-    abstract = sharding.unbox(boxed)
+    model = make_model(config)
+    abstract = tree.unbox(jax.eval_shape(partial(initialize, model), jax.random.key(0)))
     place = SingleDeviceSharding(jax.devices()[0])
     places = jax.tree.map(lambda _: place, abstract)
     params, manifest = checkpoint.restore_params(folder, abstract, places, _candidates(folder, step))

@@ -68,16 +68,7 @@ def parameter_specs(boxed: Any, mesh: jax.sharding.Mesh, rules: Rules) -> tuple[
             parts.append(axes or None)
         return PartitionSpec(*parts)
 
-    return jax.tree_util.tree_map_with_path(spec, boxed, is_leaf=_is_box), notes
-
-
-def unbox(boxed: Any) -> Any:
-    """The plain nested dict inside a tree from `model.init`, without the names of its dims."""
-    return jax.tree.map(lambda box: box.value, boxed, is_leaf=_is_box)
-
-
-def _is_box(x: Any) -> bool:
-    return isinstance(x, nn.meta.AxisMetadata)
+    return jax.tree_util.tree_map_with_path(spec, boxed, is_leaf=tree.is_box), notes
 
 
 def state_shardings(state: Any, params: Any, specs: Any, mesh: jax.sharding.Mesh) -> Any:

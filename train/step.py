@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from train import losses, sharding
+from model import tree
+from model.transformer import initialize
+from train import sharding
 from train.config import Experiment, UserError
+from train.objective import Batch, Term, coefficients, loss_terms, num_tokens, term_weights
 from train.optimizer import learning_rate, make_optimizer
 
-Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 
@@ -53,18 +55,13 @@ class StatePlan:
 
 def plan_state(model: nn.Module, experiment: Experiment, mesh: jax.sharding.Mesh) -> StatePlan:
     """Trace initialization abstractly and place every array by rule. The random bits do not depend on the mesh."""
-    tokens = jnp.zeros((1, 2), jnp.int32)
-
-    def init_params(key):
-        return model.init(key, tokens)["params"]
-
     key = jax.random.key(experiment.seed)
-    boxed = jax.eval_shape(init_params, key)
+    boxed = jax.eval_shape(partial(initialize, model), key)
     specs, notes = sharding.parameter_specs(boxed, mesh, experiment.mesh.rules)
-    optimizer = make_optimizer(experiment.optimizer, experiment.num_steps, sharding.unbox(boxed))
+    optimizer = make_optimizer(experiment.optimizer, experiment.num_steps, boxed)
 
     def init(key) -> TrainState:
-        params = sharding.unbox(init_params(key))
+        params = tree.unbox(initialize(model, key))
         zero = jnp.int32(0)
         ema = jax.tree.map(jnp.copy, params) if experiment.ema_decay else None
         return TrainState(zero, params, ema, optimizer.init(params), zero, zero)
@@ -72,12 +69,6 @@ def plan_state(model: nn.Module, experiment: Experiment, mesh: jax.sharding.Mesh
     abstract = jax.eval_shape(init, key)
     shardings = sharding.state_shardings(abstract, abstract.params, specs, mesh)
     return StatePlan(abstract, shardings, optimizer, notes, lambda: jax.jit(init, out_shardings=shardings)(key))
-
-
-def model_inputs(batch: Batch) -> dict[str, Array]:
-    """The arguments of a decoder that a batch holds."""
-    names = {"inputs": "tokens", "positions": "positions", "segment_ids": "segment_ids"}
-    return {argument: batch[name] for name, argument in names.items() if name in batch}
 
 
 def train_step(
@@ -89,24 +80,23 @@ def train_step(
     schedule: optax.Schedule,
     experiment: Experiment,
 ) -> tuple[TrainState, Metrics]:
-    """One update from one batch of [batch, length] arrays. Pure; randomness is `fold_in(seed, step)`.
+    """One update from one batch. Pure; randomness is `fold_in(seed, step)`.
 
-    The gradient is that of the weighted mean over the whole batch, also when it is computed in parts. When the
-    loss, the gradient or the update is not finite, the old parameters, averages and moments are kept as they
+    The loss is the sum of its terms' weighted means over the whole batch, also when it is computed in parts. When
+    the loss, the gradient or the update is not finite, the old parameters, averages and moments are kept as they
     are, and the step is counted as skipped.
     """
     dropout_key = jax.random.fold_in(jax.random.key(experiment.seed + 1), state.next_step)
+    factors = coefficients(experiment)
+    scales = {name: 1.0 / jnp.maximum(weight, 1.0) for name, weight in term_weights(experiment, batch).items()}
 
     def loss_fn(params, part: Batch, part_index):
-        rngs = {"dropout": jax.random.fold_in(dropout_key, part_index)}
-        logits = model.apply({"params": params}, **model_inputs(part), deterministic=False, rngs=rngs)
-        loss = experiment.loss
-        return losses.cross_entropy(logits, part["targets"], part["weights"], loss.label_smoothing, loss.z_loss)
+        terms = loss_terms(experiment, model, params, part, jax.random.fold_in(dropout_key, part_index))
+        means = {name: term.loss * scales[name] for name, term in terms.items()}
+        return sum(factors[name] * mean for name, mean in means.items()), means
 
-    loss_sum, weight, grads = _accumulate(loss_fn, state.params, batch, experiment.accumulation_steps)
-    scale = 1.0 / jnp.maximum(weight, 1.0)
-    loss = loss_sum * scale
-    grads = jax.tree.map(lambda g, p: (g * scale).astype(p.dtype), grads, state.params)
+    loss, means, grads = _accumulate(loss_fn, state.params, batch, experiment.accumulation_steps)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -129,41 +119,42 @@ def train_step(
         "loss": loss,
         "grad_norm": grad_norm,
         "learning_rate": schedule(state.next_step - state.skipped_steps),
-        "tokens": weight,
+        "tokens": num_tokens(batch),
         "skipped_steps": new_state.skipped_steps,
         "nonfinite_streak": new_state.nonfinite_streak,
     }
+    if len(means) > 1:
+        metrics |= {f"{name}_loss": mean for name, mean in means.items()}
     return new_state, metrics
 
 
-def _accumulate(
-    loss_fn: Callable, params: Any, batch: Batch, parts: int
-) -> tuple[Float[Array, ""], Float[Array, ""], Any]:
-    """Sums of loss, weight and gradient over `parts` equal parts of the batch, one part in memory at a time."""
+def _accumulate(loss_fn: Callable, params: Any, batch: Batch, parts: int) -> tuple[Float[Array, ""], Metrics, Any]:
+    """Sums of the loss, its terms and the gradient over `parts` equal parts of the batch, one in memory at a time."""
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def compute(part: Batch, index):
+        (loss, means), grads = gradient(params, part, index)
+        return loss, means, grads
+
     if parts == 1:
-        (loss, weight), grads = gradient(params, batch, 0)
-        return loss, weight, grads
+        return compute(batch, 0)
 
     def split(x):
         # Strided rows, so that each part lies on all devices of a batch split into blocks of rows.
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def body_fn(sums, xs):
-        part, index = xs
-        (loss, weight), grads = gradient(params, part, index)
-        return jax.tree.map(jnp.add, sums, (loss, weight, jax.tree.map(lambda g: g.astype(jnp.float32), grads))), None
+        return jax.tree.map(lambda total, new: total + new.astype(jnp.float32), sums, compute(*xs)), None
 
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    start = (jnp.float32(0), jnp.float32(0), zeros)
-    sums, _ = jax.lax.scan(body_fn, start, (jax.tree.map(split, batch), jnp.arange(parts)))
-    return sums
+    xs = jax.tree.map(split, batch), jnp.arange(parts)
+    shapes = jax.eval_shape(compute, *jax.tree.map(lambda x: x[0], xs))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    return jax.lax.scan(body_fn, zeros, xs)[0]
 
 
-def eval_step(params: Any, batch: Batch, *, model: nn.Module) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(sum of -log p in nats, sum of weights) over a batch, without dropout, smoothing or z-loss."""
-    logits = model.apply({"params": params}, **model_inputs(batch))
-    return losses.cross_entropy(logits, batch["targets"], batch["weights"])
+def eval_step(params: Any, batch: Batch, *, model: nn.Module, experiment: Experiment) -> dict[str, Term]:
+    """The terms of the loss over a batch, without dropout, smoothing or z-loss."""
+    return loss_terms(experiment, model, params, batch, None, smooth=False)
 
 
 def compile_train_step(model: nn.Module, plan: StatePlan, experiment: Experiment, mesh: jax.sharding.Mesh):

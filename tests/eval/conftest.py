@@ -12,7 +12,7 @@ TEXT = "The quick brown fox\njumps over the lazy dog.\n\n" * 40
 def tiny_run(tmp_path_factory) -> Path:
     """A run whose validation loss is on record; its data are one file of 40 equal paragraphs."""
     from data.tokenizer import ByteTokenizer
-    from model.transformer import DecoderLM
+    from model.transformer import Decoder
     from train import sharding
     from train.checkpoint import Checkpoints
     from train.config import Experiment, Mesh
@@ -44,7 +44,7 @@ def tiny_run(tmp_path_factory) -> Path:
 
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
     with sharding.use(mesh, experiment.mesh.rules):
-        state = plan_state(DecoderLM(experiment.model), experiment, mesh).init_state()
+        state = plan_state(Decoder(experiment.model), experiment, mesh).init_state()
     checkpoints = Checkpoints(run / "checkpoints", keep_last=1, keep_best=0, verify=True)
 
     def write_extras(checkpoint: Path) -> None:

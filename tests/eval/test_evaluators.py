@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 from data.cache import build
-from data.config import Cleaning, Files
+from data.config import Bytes, Cleaning, DataConfig, Files
 from data.tokenizer import ByteTokenizer
 from eval.evaluators import loss_evaluator, measures
 from model.config import TransformerConfig
-from model.transformer import DecoderLM
+from model.transformer import Decoder
 from train import sharding
-from train.config import RULES, Mesh, UserError
+from train.config import Experiment, Mesh, UserError
 
 TEXT = "It was the best of times,\nit was the worst of times.\n"
 CONFIG = TransformerConfig(vocab_size=264, num_layers=2, embed_dim=16, num_heads=2, max_length=16, init_stddev=0.3)
-MODEL = DecoderLM(CONFIG)
+MODEL = Decoder(CONFIG)
+EXPERIMENT = Experiment(model=CONFIG, data=DataConfig(tokenizer=Bytes(), length=16))
 
 
 @functools.cache
@@ -38,9 +39,8 @@ def evaluate(cache, weights=None, *, devices=1, batch_size=2, length=16, **optio
     mesh = sharding.make_mesh(Mesh(), jax.devices()[:devices])
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     evaluator = loss_evaluator(
-        MODEL, cache, ByteTokenizer(), length=length, batch_size=batch_size, attend_across_documents=False,
-        mesh=mesh, rules=RULES, **options,
-    )  # fmt: skip
+        EXPERIMENT, cache, ByteTokenizer(), mesh=mesh, length=length, batch_size=batch_size, **options
+    )
     return evaluator(jax.device_put(params() if weights is None else weights, everywhere))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.__main__ import main, rows
 from model import tree
-from model.transformer import DecoderLM
+from model.transformer import Decoder
 from train.command_line import papers, variants
 from train.config import Experiment
 
@@ -34,7 +34,7 @@ def test_every_variant_is_valid_and_equal_after_json(name):
 
 @pytest.mark.parametrize("name, parameters", PUBLISHED.items())
 def test_full_sizes_have_the_published_number_of_parameters(name, parameters):
-    model = DecoderLM(ALL[name]().model)
+    model = Decoder(ALL[name]().model)
     assert tree.count(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))) == parameters
 
 

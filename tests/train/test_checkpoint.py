@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from data.tokenizer import ByteTokenizer
-from model.transformer import DecoderLM
+from model.transformer import Decoder
 from train import config as cfg
 from train import load_run
 from train.checkpoint import Checkpoints, read_manifest, write_manifest
@@ -27,7 +27,7 @@ def made(tmp_path_factory):
     tiny.write_text(folder)
     experiment = tiny.experiment(mesh=cfg.Mesh(data=1, fsdp=2), ema_decay=0.5, run_dir=str(folder))
     (folder / "config.json").write_text(experiment.model_dump_json())
-    plan = plan_state(DecoderLM(experiment.model), experiment, make_mesh(experiment.mesh))
+    plan = plan_state(Decoder(experiment.model), experiment, make_mesh(experiment.mesh))
     state, shardings = plan.init_state(), plan.shardings
     states = {}
     checkpoints = Checkpoints(folder / "checkpoints", keep_last=3, keep_best=0, verify=True)

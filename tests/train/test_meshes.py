@@ -7,7 +7,7 @@ import tiny
 
 from data.pipeline import prepare, train_batches
 from model.config import TransformerConfig
-from model.transformer import DecoderLM
+from model.transformer import Decoder
 from train import config as cfg
 from train import sharding
 from train.config import Mesh, UserError
@@ -30,7 +30,7 @@ def train(experiment, steps=20):
     """Initial parameters, the losses of the first steps, and how the query kernel is split."""
     corpus = prepare(experiment.data)
     mesh = sharding.make_mesh(experiment.mesh)
-    model = DecoderLM(experiment.model)
+    model = Decoder(experiment.model)
     with sharding.use(mesh, experiment.mesh.rules):
         plan = plan_state(model, experiment, mesh)
         state = plan.init_state()
@@ -94,12 +94,12 @@ def test_colliding_rules_are_refused_by_name():
     experiment = tiny.experiment(mesh=Mesh(data=4, tensor=2, rules=cfg.RULES | {"embed": ("tensor",)}))
     mesh = sharding.make_mesh(experiment.mesh)
     with pytest.raises(UserError, match=r"dims '(mlp|embed)' and '(mlp|embed)' of parameter .*feed_forward"):
-        plan_state(DecoderLM(experiment.model), experiment, mesh)
+        plan_state(Decoder(experiment.model), experiment, mesh)
 
 
 def test_dims_that_do_not_divide_are_copied_and_said():
     model = TransformerConfig(vocab_size=261, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=1)
-    boxed = jax.eval_shape(DecoderLM(model).init, jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    boxed = jax.eval_shape(Decoder(model).init, jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
     mesh = sharding.make_mesh(Mesh(data=4, tensor=2))
     specs, notes = sharding.parameter_specs(boxed, mesh, cfg.RULES)
     assert "token_embedding/embedding: vocab=261 is not divisible by mesh axes tensor, so it is copied" in notes
@@ -117,7 +117,7 @@ def test_initialization_never_holds_a_whole_parameter_on_one_device():
     model = TransformerConfig(vocab_size=4096, num_layers=2, embed_dim=64, num_heads=4)
     experiment = tiny.experiment(model=model, mesh=Mesh(data=1, fsdp=8))
     mesh = sharding.make_mesh(experiment.mesh)
-    plan = plan_state(DecoderLM(model), experiment, mesh)
+    plan = plan_state(Decoder(model), experiment, mesh)
     with sharding.use(mesh, cfg.RULES):
         program = jax.jit(plan.init_state, out_shardings=plan.shardings).lower().compile()
     assert "4096,8]" in program.as_text()

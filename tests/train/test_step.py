@@ -9,7 +9,7 @@ import tiny
 
 from model import tree
 from model.config import TransformerConfig
-from model.transformer import DecoderLM
+from model.transformer import Decoder
 from train import config as cfg
 from train import losses
 from train.config import UserError
@@ -27,7 +27,7 @@ def _text(tmp_path):
 def setup(**changes):
     """A state on one device, and `step(state, batch)`."""
     experiment = tiny.experiment(mesh=cfg.Mesh(data=1), **changes)
-    model = DecoderLM(experiment.model)
+    model = Decoder(experiment.model)
     plan = plan_state(model, experiment, make_mesh(experiment.mesh, jax.devices()[:1]))
     schedule = learning_rate(experiment.optimizer, experiment.num_steps)
 
@@ -187,8 +187,8 @@ def test_flops_per_token_is_palms_formula():
     config = TransformerConfig(
         vocab_size=50257, num_layers=12, embed_dim=768, num_heads=12, max_length=1024, positions="learned"
     )
-    params = jax.eval_shape(DecoderLM(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
-    from train.sharding import unbox
+    params = jax.eval_shape(Decoder(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    from model.tree import unbox
 
     # nanoGPT's estimate for GPT-2 124M: 6 * (124,439,808 - 1024 * 768) + 12 * 12 * 12 * 64 * 1024
     assert flops_per_token(unbox(params), config, 1024) == 6 * 123_653_376 + 12 * 12 * 768 * 1024

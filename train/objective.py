@@ -1,0 +1,161 @@
+"""What is learned: from an experiment to its model, the model's inputs, and the terms of its loss."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from data.config import ReplacedTokens
+from model.transformer import Decoder, Encoder, EncoderDecoder, ReplacedTokenDetector, transformer
+from train import losses
+from train.config import Experiment, UserError
+
+Batch = dict[str, Array]
+Model = Decoder | Encoder | EncoderDecoder | ReplacedTokenDetector
+
+
+class Term(NamedTuple):
+    """One part of a loss over a batch: its sum, the sum of its weights, and the weight of what was predicted right."""
+
+    loss: Float[Array, ""]
+    weight: Float[Array, ""]
+    correct: Float[Array, ""]
+
+
+def make_model(experiment: Experiment) -> Model:
+    """The network of an experiment: that of its config, or for replaced tokens ELECTRA's pair."""
+    if isinstance(experiment.objective, ReplacedTokens):
+        return ReplacedTokenDetector(experiment.model, experiment.objective.generator_fraction)
+    return transformer(experiment.model)
+
+
+def check_heads(experiment: Experiment) -> None:
+    """Raise UserError unless an encoder has the heads that its objective trains; an imported one may lack them."""
+    objective, heads = experiment.objective, experiment.model.heads
+    if experiment.model.stack != "encoder":
+        return
+    needed = ("detection",) if isinstance(objective, ReplacedTokens) else ("lm",)
+    if getattr(objective, "sentence_pairs", "none") != "none":
+        needed += ("sentence_pair",)
+    if set(needed) - set(heads) or (isinstance(objective, ReplacedTokens) and heads != needed):
+        raise UserError(
+            f"model.heads: objective.kind={objective.kind} trains {list(needed)}, the model has {list(heads)}"
+        )
+
+
+def example_options(experiment: Experiment) -> dict[str, Any]:
+    """How the data pipeline makes the experiment's examples: arguments of `train_batches` and `eval_batches`."""
+    return dict(
+        length=experiment.data.length,
+        attend_across_documents=experiment.data.attend_across_documents,
+        objective=experiment.objective,
+        stack=experiment.model.stack,
+        target_length=experiment.data.target_length,
+        decoder_start_id=experiment.model.decoder_start_id,
+    )
+
+
+# Batch key → argument of the model.
+_ARGUMENTS = {
+    "inputs": "tokens",
+    "positions": "positions",
+    "segment_ids": "segment_ids",
+    "prefix": "prefix",
+    "sentence_ids": "sentence_ids",
+    "encoder_inputs": "encoder_tokens",
+    "encoder_positions": "encoder_positions",
+    "encoder_segment_ids": "encoder_segment_ids",
+    "decoder_inputs": "tokens",
+    "decoder_positions": "positions",
+    "decoder_segment_ids": "segment_ids",
+}
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Array]:
+    """The arguments of the model that a batch holds."""
+    inputs = {argument: batch[name] for name, argument in _ARGUMENTS.items() if name in batch}
+    if isinstance(model, ReplacedTokenDetector):
+        inputs |= {name: batch[name] for name in ("targets", "weights")}
+    return inputs
+
+
+def coefficients(experiment: Experiment) -> dict[str, float]:
+    """Term → its factor in the loss. A batch has some of these terms."""
+    config, objective = experiment.model, experiment.objective
+    detection = objective.discriminator_weight if isinstance(objective, ReplacedTokens) else 1.0
+    return {
+        "lm": 1.0,
+        "sentence_pair": 1.0,
+        "detection": detection,
+        "load_balance": config.load_balance_weight,
+        "router_z": config.router_z_weight,
+    }
+
+
+def num_tokens(batch: Batch) -> Float[Array, ""]:
+    """Tokens that the model reads, padding not counted."""
+    segments = [array for name, array in batch.items() if name.endswith("segment_ids")]
+    counts = [(array > 0).sum(dtype=jnp.float32) for array in segments]
+    return sum(counts) if counts else batch["weights"].sum()
+
+
+def term_weights(experiment: Experiment, batch: Batch) -> dict[str, Float[Array, ""]]:
+    """Term → the sum of its weights over a batch. They do not depend on the parameters."""
+    weights = {"lm": batch["decoder_weights" if "decoder_weights" in batch else "weights"].sum()}
+    if "sentence_weights" in batch:
+        weights["sentence_pair"] = batch["sentence_weights"].sum()
+    if isinstance(experiment.objective, ReplacedTokens):
+        weights["detection"] = num_tokens(batch)
+    if experiment.model.num_experts:
+        # Already means over the tokens of a part; the parts of an accumulated batch count by their rows.
+        rows = jnp.float32(next(iter(batch.values())).shape[0])
+        weights |= {"load_balance": rows, "router_z": rows}
+    return weights
+
+
+def loss_terms(
+    experiment: Experiment,
+    model: nn.Module,
+    params: Any,
+    batch: Batch,
+    key: Array | None,
+    *,
+    smooth: bool = True,
+) -> dict[str, Term]:
+    """The terms of the loss over a batch. With a `key` the model drops out; None is for evaluation.
+
+    `smooth`: with the experiment's label smoothing and z-loss.
+    """
+    dropout = key if key is not None else jax.random.key(0)
+    rngs = {"dropout": dropout, "sample": jax.random.fold_in(dropout, 1)}
+    inputs = model_inputs(model, batch)
+    outputs, collections = model.apply(
+        {"params": params}, **inputs, deterministic=key is None, rngs=rngs, mutable=["losses"]
+    )
+    prefix = "decoder_" if "decoder_targets" in batch else ""
+    targets, weights = batch[prefix + "targets"], batch[prefix + "weights"]
+    outputs = outputs if isinstance(outputs, dict) else {"lm": outputs}
+    options = (experiment.loss.label_smoothing, experiment.loss.z_loss) if smooth else ()
+    terms = {"lm": _classified(outputs["lm"], targets, weights, *options)}
+    if "sentence_targets" in batch:
+        pair = outputs["sentence_pair"][:, None]
+        answers, counted = batch["sentence_targets"][:, None], batch["sentence_weights"][:, None]
+        terms["sentence_pair"] = _classified(pair, answers, counted)
+    if isinstance(model, ReplacedTokenDetector):
+        is_real = (batch["segment_ids"] > 0).astype(jnp.float32)
+        loss, weight = losses.binary_cross_entropy(outputs["detection"], outputs["replaced"], is_real)
+        right = (outputs["detection"] > 0) == outputs["replaced"]
+        terms["detection"] = Term(loss, weight, (right * is_real).sum())
+    rows = jnp.float32(targets.shape[0])
+    for path, value in jax.tree_util.tree_leaves_with_path(collections.get("losses", {})):
+        terms[path[-1].key] = Term(value.mean() * rows, rows, jnp.float32(0))  # the mean over layers
+    return terms
+
+
+def _classified(logits: Array, targets: Array, weights: Array, *options: float) -> Term:
+    right = logits.argmax(axis=-1) == targets
+    return Term(*losses.cross_entropy(logits, targets, weights, *options), (right * weights).sum())
