@@ -93,8 +93,11 @@ def _generate(options: argparse.Namespace) -> None:
         raise UserError(str(error)) from error
     run = load_run(options.run, options.step)
     is_live = not options.json and len(prompts) == options.samples == 1
-    if is_live:
-        print(printable(prompts[0]), end="", flush=True)
+    not_shown = [printable(prompts[0])]  # until the first text comes, because a mistake may be found before
+
+    def show(_: int, text: str) -> None:
+        print(not_shown.pop() if not_shown else "", printable(text), sep="", end="", flush=True)
+
     started = time.monotonic()
     completions = generate(
         run.model,
@@ -107,7 +110,7 @@ def _generate(options: argparse.Namespace) -> None:
         samples=options.samples,
         stop=options.stop,
         is_prefix=run.reads_prefixes,
-        on_text=(lambda _, text: print(printable(text), end="", flush=True)) if is_live else None,
+        on_text=show if is_live else None,
     )
     rate = sum(completion.tokens for completion in completions) / (time.monotonic() - started)
     if options.json:
@@ -123,7 +126,7 @@ def _generate(options: argparse.Namespace) -> None:
         ]
         print(json.dumps(texts, indent=2))
     elif is_live:
-        print()
+        print(*not_shown)
     else:
         for i, completion in enumerate(completions):
             print(f"--- prompt {i // options.samples + 1}, sample {i % options.samples + 1} ---")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model import masks, positions
+from model.config import Unscaled
 
 
 def test_sinusoids_are_the_papers():
@@ -19,15 +20,15 @@ def test_sinusoids_are_the_papers():
 def test_rotary_products_depend_on_distance_only_and_keep_length():
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
 
+    def turned(x, at):
+        return positions.rotary(x, *positions.rotation(jnp.array([[at]]), 16, 10_000.0, Unscaled()))
+
     def product(at_query, at_key):
-        q = positions.rotary(query, jnp.array([[at_query]]), 10_000.0)
-        k = positions.rotary(key, jnp.array([[at_key]]), 10_000.0)
-        return jnp.vdot(q, k)
+        return jnp.vdot(turned(query, at_query), turned(key, at_key))
 
     np.testing.assert_allclose(product(5, 3), product(105, 103), rtol=1e-4)
     assert abs(product(5, 3) - product(5, 2)) > 1e-3
-    rotated = positions.rotary(query, jnp.array([[77]]), 10_000.0)
-    np.testing.assert_allclose(jnp.linalg.norm(rotated), jnp.linalg.norm(query), rtol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(turned(query, 77)), jnp.linalg.norm(query), rtol=1e-6)
 
 
 def test_alibi_slopes_of_the_paper():
@@ -40,6 +41,11 @@ def test_alibi_slopes_of_the_paper():
 def test_t5_buckets_are_exact_near_and_logarithmic_far():
     buckets = np.asarray(positions.t5_bucket(jnp.array([-3, 0, 1, 15, 16, 32, 64, 127, 128, 1000]), 32, 128))
     assert buckets.tolist() == [0, 0, 1, 15, 16, 21, 26, 31, 31, 31]
+
+
+def test_bidirectional_t5_buckets_tell_before_from_after():
+    buckets = np.asarray(positions.t5_bucket(jnp.array([-128, -9, -1, 0, 1, 9, 128]), 32, 128, is_causal=False))
+    assert buckets.tolist() == [31, 24, 17, 0, 1, 8, 15]
 
 
 def test_masks_as_literal_matrices():

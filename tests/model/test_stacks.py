@@ -1,4 +1,4 @@
-"""Laws of the encoder, the encoder–decoder and ELECTRA's pair: who sees whom, what is shared, what the cache changes."""
+"""Laws of encoder, encoder–decoder and ELECTRA pair: who sees whom, what is shared, what the cache changes."""
 
 import flax.linen as nn
 import jax

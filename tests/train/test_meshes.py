@@ -5,12 +5,24 @@ import numpy as np
 import pytest
 import tiny
 
+from data.config import (
+    UL2,
+    CausalLM,
+    GapSentences,
+    MaskedLM,
+    PrefixLM,
+    ReplacedTokens,
+    SpanCorruption,
+    TextInfilling,
+)
 from data.pipeline import prepare, train_batches
+from model import tree
 from model.config import TransformerConfig
 from model.transformer import Decoder
 from train import config as cfg
 from train import sharding
 from train.config import Mesh, UserError
+from train.objective import example_options, make_model
 from train.step import compile_train_step, plan_state
 
 MESHES = {
@@ -26,24 +38,42 @@ MODELS = {
 }
 
 
+ENCODER = dict(stack="encoder", positions="learned", norm_placement="post", embedding_norm=True)
+PAIRS = dict(heads=("lm", "sentence_pair"), num_sentence_types=2, pooler="tanh", head_transform=True, head_bias=True)
+T5 = dict(positions="t5_relative", norm="rms", use_bias=False, initializer="fan_in", attention_scale=1.0)
+OBJECTIVES = {
+    "bert": (ENCODER | PAIRS, MaskedLM(sentence_pairs="next_sentence", masking="whole_word")),
+    "albert": (ENCODER | dict(share_layers=True, embedding_dim=16, head_transform=True), MaskedLM(masking="ngram")),
+    "electra": (ENCODER | dict(heads=("detection",)), ReplacedTokens()),
+    "t5": (T5 | dict(stack="encoder_decoder"), SpanCorruption()),
+    "shared": (T5 | dict(stack="encoder_decoder", share_encoder_decoder=True), UL2()),
+    "bart": (dict(stack="encoder_decoder", positions="learned", head_bias=True), TextInfilling()),
+    "pegasus": (dict(stack="encoder_decoder", positions="sinusoidal"), GapSentences()),
+    "prefix": (dict(positions="rotary", norm="rms"), PrefixLM()),
+    "denoising decoder": (dict(positions="rotary", norm="rms"), SpanCorruption()),
+    "mixture": (dict(num_experts=4, num_shared_experts=1, activation="swiglu"), CausalLM()),
+    "mixture with capacity": (dict(num_experts=4, experts_per_token=1, expert_capacity_factor=1.25), CausalLM()),
+}
+
+
 def train(experiment, steps=20):
     """Initial parameters, the losses of the first steps, and how the query kernel is split."""
-    corpus = prepare(experiment.data)
+    corpus = prepare(experiment.data, objective=experiment.objective)
     mesh = sharding.make_mesh(experiment.mesh)
-    model = Decoder(experiment.model)
+    model = make_model(experiment)
     with sharding.use(mesh, experiment.mesh.rules):
         plan = plan_state(model, experiment, mesh)
         state = plan.init_state()
         step = compile_train_step(model, plan, experiment, mesh)
         initial = jax.tree.map(np.array, state.params)
-        query = str(state.params["decoder"]["layers"]["self_attention"]["query"]["kernel"].sharding.spec)
+        queries = (x for name, x in tree.named_leaves(state.params).items() if name.endswith("attention/query/kernel"))
+        query = str(next(queries).sharding.spec)
         batches = train_batches(
             corpus.train,
             tokenizer=corpus.tokenizer,
-            length=experiment.data.length,
             batch_size=experiment.batch_size,
             seed=0,
-            attend_across_documents=False,
+            **example_options(experiment),
         )
         losses = []
         for _ in range(steps):
@@ -75,6 +105,21 @@ def test_same_start_and_same_losses_on_every_mesh(reference, model, mesh):
     assert losses[-1] < losses[0]
     assert ("fsdp" in query) == ("fsdp" in mesh)
     assert ("tensor" in query) == ("tensor" in mesh)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_is_the_same_on_a_mesh(tmp_path, name):
+    tiny.write_text(tmp_path)
+    mechanisms, objective = OBJECTIVES[name]
+    sizes = dict(vocab_size=400, num_layers=2, embed_dim=32, num_heads=4, max_length=64)
+    model = TransformerConfig(**sizes | dict(dropout_rate=0.1) | mechanisms)
+
+    def losses(mesh):
+        return train(tiny.experiment(model=model, objective=objective, mesh=MESHES[mesh]), steps=8)[1]
+
+    expected = losses("one device")
+    np.testing.assert_allclose(losses("data=2, fsdp=2, tensor=2"), expected, rtol=1e-5)
+    assert min(expected[-3:]) < expected[0]
 
 
 @pytest.mark.parametrize("kind", [cfg.SGD, cfg.Adafactor, cfg.Lion, cfg.Muon])
