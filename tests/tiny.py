@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data.config import Bytes, DataConfig, Files
+from data.config import Bytes, DataConfig, Files, MaskedLM, SpanCorruption
 from model.config import TransformerConfig
 from train.config import AdamW, Checkpointing, Cosine, Evaluation, Experiment
 
 ROOT = Path(__file__).parents[1]
+SIZES = dict(vocab_size=260, num_layers=2, embed_dim=32, num_heads=4, max_length=32)
 
 
 def experiment(**changes) -> Experiment:
@@ -21,7 +22,7 @@ def experiment(**changes) -> Experiment:
         num_steps=40,
         batch_size=8,
         log_every=1,
-        model=TransformerConfig(vocab_size=260, num_layers=2, embed_dim=32, num_heads=4, max_length=32),
+        model=TransformerConfig(**SIZES),
         data=DataConfig(
             train=(Files(path=os.environ["TINY_TEXT"], document="line"),),
             tokenizer=Bytes(),
@@ -44,6 +45,21 @@ def with_everything() -> Experiment:
     """Dropout, accumulation and averaging: what a resumed run could get wrong."""
     model = experiment().model.model_copy(update=dict(dropout_rate=0.1))
     return experiment(name="everything", model=model, accumulation_steps=2, ema_decay=0.9)
+
+
+def encoder() -> Experiment:
+    """Masked words and pairs of sentences, with dropout."""
+    mechanisms = dict(stack="encoder", positions="learned", heads=("lm", "sentence_pair"), num_sentence_types=2)
+    model = TransformerConfig(**SIZES | mechanisms | dict(vocab_size=261, pooler="tanh", dropout_rate=0.1))
+    objective = MaskedLM(masking="span", sentence_pairs="next_sentence")
+    return experiment(name="encoder", model=model, objective=objective)
+
+
+def encoder_decoder() -> Experiment:
+    """Span corruption."""
+    mechanisms = dict(stack="encoder_decoder", positions="t5_relative", norm="rms", use_bias=False)
+    model = TransformerConfig(**SIZES | mechanisms | dict(vocab_size=360))
+    return experiment(name="encoder_decoder", model=model, objective=SpanCorruption())
 
 
 def write_text(folder: Path) -> Path:

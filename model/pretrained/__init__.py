@@ -163,15 +163,9 @@ def read_model(
         made_of, dtype = by_leaf(wanted), np.dtype(jax.numpy.dtype(config.param_dtype))
 
         def load(path: tuple, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
-            pieces = made_of[tree.path_name(path)]
-
-            def whole() -> np.ndarray:
-                array = np.empty(leaf.shape, dtype)
-                for name, number in pieces:
-                    array[wanted[name].index] = wanted[name].to_ours(tensors.read(names[name]))[number]
-                return array
-
-            array = whole()
+            array = np.empty(leaf.shape, dtype)
+            for name, number in made_of[tree.path_name(path)]:
+                array[wanted[name].index] = wanted[name].to_ours(tensors.read(names[name]))[number]
             return jax.make_array_from_callback(leaf.shape, sharding, lambda index: array[index])
 
         params = jax.tree_util.tree_map_with_path(load, tree.unbox(boxed), where)
@@ -229,9 +223,7 @@ def _check_copies(family: Family, config: TransformerConfig, names: dict[str, st
             raise PretrainedError(f"tensor {name} differs from what the config says it holds")
 
 
-def _without_copies(
-    names: dict[str, str], aliases: Mapping[str, str], derived: Collection[str]
-) -> dict[str, str]:
+def _without_copies(names: dict[str, str], aliases: Mapping[str, str], derived: Collection[str]) -> dict[str, str]:
     """One name for each tied tensor: the first, also where the file has only the second. None for derived ones."""
     kept = {name: stored for name, stored in names.items() if name not in aliases and name not in derived}
     return {first: names[second] for second, first in aliases.items() if second in names} | kept

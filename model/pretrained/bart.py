@@ -74,6 +74,8 @@ def to_config(kind: Kind, official: Mapping[str, Any], names: Collection[str]) -
         if one != other:
             raise PretrainedError(f"config.json: encoder_{field}={one} beside decoder_{field}={other} is not supported")
     is_tied = official.get("tie_word_embeddings", True)
+    if kind is KINDS["marian"] and not is_tied:  # a shared table would be read by nothing
+        require({"share_encoder_decoder_embeddings": True} | dict(official), share_encoder_decoder_embeddings=False)
     return TransformerConfig(
         stack="encoder_decoder",
         vocab_size=official["vocab_size"],

@@ -48,13 +48,13 @@ def straight(tmp_path_factory):
     """A folder with two uninterrupted runs in it."""
     folder = tmp_path_factory.mktemp("resume")
     tiny.write_text(folder)
-    for variant in ("tiny", "with_everything"):
+    for variant in ("tiny", "with_everything", "encoder"):
         code, output = tiny.finish(tiny.start(f"{FILE}:{variant}", "--run-dir", str(folder / variant)))
         assert code == 0, output
     return folder
 
 
-@pytest.mark.parametrize("variant", ["tiny", "with_everything"])
+@pytest.mark.parametrize("variant", ["with_everything", "encoder"])
 def test_killed_and_continued_is_bitwise_the_same(straight, tmp_path, variant):
     run = tmp_path / "run"
     # With no data-loading process before the kill, and two after it.

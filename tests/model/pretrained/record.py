@@ -68,7 +68,7 @@ BART = dict(
     decoder_attention_heads=2,
     encoder_ffn_dim=12,
     decoder_ffn_dim=12,
-    max_position_embeddings=32,
+    max_position_embeddings=20,
     pad_token_id=1,
     decoder_start_token_id=2,
 )

@@ -12,7 +12,7 @@ official = pytest.importorskip("transformers")
 
 import parity  # noqa: E402
 
-from model.pretrained import PretrainedError, check_fits, family_of, fitting_family, read_model  # noqa: E402
+from model.pretrained import PretrainedError, check_fits, family_of, fitting_family, read_model, write_model  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -179,6 +179,18 @@ def test_older_t5_files(t5_1_1, tmp_path):
     assert config == t5_1_1.config.model_copy(update=dict(max_length=77))
 
 
+@pytest.mark.parametrize("scale_logits", [False, True])
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_t5_output_may_be_tied_and_scaled_or_not(tie_embeddings, scale_logits, t5_1_1, tmp_path):
+    config = t5_1_1.config.model_copy(update=dict(tie_embeddings=tie_embeddings, scale_logits=scale_logits))
+    params = {name: tree for name, tree in t5_1_1.params.items() if name != "head" or not tie_embeddings}
+    write_model(tmp_path, config, params, family="t5")
+    assert read_model(tmp_path)[0] == config
+    opened = official.T5ForConditionalGeneration.from_pretrained(tmp_path)
+    assert opened.config.scale_decoder_outputs == scale_logits
+    assert torch.equal(opened.lm_head.weight, opened.shared.weight) == tie_embeddings
+
+
 def test_older_bart_files(pegasus, tmp_path):
     """The static tables were not stored then, and the config named each mechanism."""
     older = dict(normalize_before=True, normalize_embedding=False, static_position_embeddings=True)
@@ -203,6 +215,12 @@ def test_older_bart_files(pegasus, tmp_path):
 def test_fields_that_cannot_be_computed_are_named(fields, message, pegasus, tmp_path):
     with pytest.raises(PretrainedError, match=message):
         read_model(changed(pegasus, tmp_path, fields, {}))
+
+
+def test_an_untied_marian_shares_no_table(tmp_path):
+    config = bart_config(np.random.default_rng(0), official.MarianConfig, 0, tie_word_embeddings=False)
+    with pytest.raises(PretrainedError, match="share_encoder_decoder_embeddings=True is not supported, only False"):
+        make(official.MarianMTModel, config, tmp_path)
 
 
 def test_copies_that_differ_are_named(pegasus, tmp_path):

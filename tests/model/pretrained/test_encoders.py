@@ -89,10 +89,12 @@ def test_outputs_and_export_of_every_class(family, kind, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
-@pytest.mark.parametrize("family", CLASSES)
-def test_outputs_of_random_configs(family, seed, tmp_path):
-    pair, rng = draw_pair(family, "ForMaskedLM", seed, tmp_path / "official")
+@pytest.mark.parametrize(("family", "kind"), [*((f, "ForMaskedLM") for f in CLASSES), ("Electra", "ForPreTraining")])
+def test_outputs_and_export_of_random_configs(family, kind, seed, tmp_path):
+    """Together with the one above, five of each; of ELECTRA five of both parts."""
+    pair, rng = draw_pair(family, kind, seed, tmp_path / "official")
     parity.check_encoder(pair, parity.draw(rng, pair))
+    parity.check_export(pair, tmp_path)
     if seed == 1:
         parity.check_files(pair, tmp_path)
 
