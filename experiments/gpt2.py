@@ -7,8 +7,9 @@ Sizes are the paper's Table 2 with the parameter counts of the released models (
 1542M leave parts out). Optimizer, learning rate, dropout and number of steps were never published; they follow
 nanoGPT's reproduction (config/train_gpt2.py: 600,000 steps of 491,520 tokens, learning rate 6e-4 → 6e-5 after
 2,000 warm-up steps, b2 0.95, weight decay 0.1, clip 1, no dropout, OpenWebText validation loss about 2.85). The
-paper's batch is 512 sequences of 1,024 tokens. The tokenizer is a byte-fallback BPE of the published size,
-50,257, trained on the run's own text; GPT-2's own merges are not used.
+paper's batch is 512 sequences of 1,024 tokens. The tokenizer is a byte-level BPE of the published size, 50,257, trained
+on the run's own text (`tiny`: SentencePiece's BPE); GPT-2's own merges are used with `--data.tokenizer.kind pretrained
+--data.tokenizer.path FOLDER`.
 
 Initialization: 0.02, residual projections divided by sqrt(2 * layers) (paper, section 2.3), positions 0.01 (released
 code). Windows are cut from one stream of documents, and attention crosses their borders, as in the reproductions.
@@ -25,7 +26,7 @@ each line end being one.
 | xl | 1,557,611,200 | 17.48 | not yet run |
 """
 
-from data.config import DataConfig, Files, HuggingFace, SentencePiece
+from data.config import ByteBPE, DataConfig, Files, HuggingFace, SentencePiece
 from experiments import dataset
 from model.config import TransformerConfig
 from train.config import AdamW, Checkpointing, Cosine, Evaluation, Experiment
@@ -52,7 +53,7 @@ def small() -> Experiment:
         data=DataConfig(
             train=(HuggingFace(path="Skylion007/openwebtext"),),
             held_out_fraction=0.0005,
-            tokenizer=SentencePiece(algorithm="bpe", vocab_size=50_257),
+            tokenizer=ByteBPE(vocab_size=50_257),
             length=1024,
             attend_across_documents=True,
         ),

@@ -4,14 +4,14 @@
     python -m train llama:1b --mesh.fsdp 8           # needs the `hf` extra and a network
 
 `1b` has the shape of Llama 3.2 1B (16 layers, 2048 wide, 8192 feed-forward, 32 query and 8 key/value heads of 64,
-vocabulary 128,256, rotary base 500,000, tied embeddings: 1,235,814,400 parameters), without the long-context
-scaling of its rotary frequencies, at a context of 8,192. Its training data and schedule were not published; the
+vocabulary 128,256, rotary base 500,000, tied embeddings: 1,235,814,400 parameters) at a context of 8,192; `1b_128k`
+goes on from it at 131,072 with the released scaling of rotary frequencies. Data and schedule were not published; the
 schedule is that of Llama 2 (Touvron et al. 2023b, section 2.2: AdamW 0.9/0.95, epsilon 1e-5, weight decay 0.1,
 clip 1, 2,000 warm-up steps, cosine to a tenth, 4M tokens a step). Not yet run.
 """
 
 from data.config import DataConfig, HuggingFace, PythonDocs, SentencePiece
-from model.config import TransformerConfig
+from model.config import Llama3Scaling, TransformerConfig
 from train.config import AdamW, Checkpointing, Cosine, Evaluation, Experiment, Mesh
 
 LLAMA = dict(norm="rms", activation="swiglu", positions="rotary", use_bias=False, scale_residual_init=False)
@@ -48,6 +48,24 @@ def _1b() -> Experiment:
         evaluation=Evaluation(every=1000, batch_size=64, max_batches=50),
         checkpoint=Checkpointing(every=1000),
     )
+
+
+def _1b_128k() -> Experiment:
+    """The same at a context of 131,072."""
+    short = _1b()
+    scaling = Llama3Scaling(factor=32.0, original_length=8192)
+    changes = dict(
+        name="llama:1b_128k",
+        num_steps=10_000,
+        batch_size=32,
+        accumulation_steps=4,
+        init_from=short.directory,
+        model=short.model.model_copy(update=dict(max_length=131_072, rotary_scaling=scaling)),
+        data=short.data.model_copy(update=dict(length=131_072)),
+        optimizer=AdamW(peak_learning_rate=3e-5, epsilon=1e-5, schedule=Cosine(warmup_steps=100)),
+        evaluation=Evaluation(every=1000, batch_size=8, max_batches=50),
+    )
+    return short.model_copy(update=changes)
 
 
 def tiny() -> Experiment:

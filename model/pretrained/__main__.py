@@ -144,6 +144,7 @@ def _experiment(run: Path, config: TransformerConfig, tokenizer: Tokenizer) -> A
 
 
 def export_run(options: argparse.Namespace) -> None:
+    from data.document import DataError
     from model.pretrained import storage, write_model
     from train.run import load_run
 
@@ -164,10 +165,10 @@ def export_run(options: argparse.Namespace) -> None:
         write_model(unfinished, config, params, family=options.family, original=original, dtype=dtype)
         if (kept / "generation_config.json").is_file():
             shutil.copy(kept / "generation_config.json", unfinished)
-        if hasattr(run.tokenizer, "write_official"):
+        try:
             run.tokenizer.write_official(unfinished)
-        else:
-            print("note: the tokenizer has no official form, so only the weights are written", file=sys.stderr)
+        except DataError as error:
+            print(f"note: the folder has no tokenizer: {error}", file=sys.stderr)
         if folder.is_dir():
             folder.rmdir()
         unfinished.rename(folder)

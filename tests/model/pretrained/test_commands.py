@@ -7,16 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from model.pretrained import read_model
 from model.pretrained.__main__ import main
 from train import load_run
 from train.checkpoint import Checkpoints
-from train.config import Mesh, UserError
+from train.config import RULES, Mesh, UserError
 from train.objective import make_model
-from train.sharding import make_mesh
+from train.sharding import make_mesh, parameter_specs
 from train.step import plan_state
 
 ROOT = Path(__file__).parents[3]
@@ -130,3 +132,19 @@ def test_an_imported_run_is_a_start_and_nothing_to_continue(bert, tmp_path):
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep_last=1, keep_best=0, verify=True)
     with pytest.raises(UserError, match="cannot be continued; start a new run from it with --init-from"):
         checkpoints.restore(plan.abstract, plan.shardings, print)
+
+
+def test_tensors_go_straight_to_the_devices_that_keep_them(bert):
+    mesh = make_mesh(Mesh(data=2, fsdp=2, tensor=2))
+
+    def shardings(boxed):
+        specs, _ = parameter_specs(boxed, mesh, RULES)
+        is_spec = lambda x: isinstance(x, jax.sharding.PartitionSpec)  # noqa: E731
+        return jax.tree.map(lambda spec: jax.sharding.NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+
+    _, whole = read_model(bert)
+    _, split = read_model(bert, shardings=shardings)
+    jax.tree.map(np.testing.assert_array_equal, split, whole)
+    kernel = split["encoder"]["layers"]["feed_forward"]["up"]["kernel"]
+    assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, ("fsdp",), ("tensor",))
+    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
