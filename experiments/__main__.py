@@ -1,4 +1,4 @@
-"""`python -m experiments list`: every paper, variant and size."""
+"""`python -m experiments list`: every paper, variant and size; `show FILE:VARIANT`: what it learns from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from train.command_line import papers, user_errors, variants
+from train.command_line import papers, parse, user_errors, variants
 from train.config import Experiment
 
 
@@ -44,10 +44,51 @@ def rows() -> list[dict[str, object]]:
     return found
 
 
+def examples(experiment: Experiment, count: int) -> list[dict[str, str]]:
+    """The first training examples as the model gets them, in pieces: arrays by name, without padding.
+
+    Of targets, only what is to be predicted is shown.
+    """
+    from data.pipeline import prepare, train_batches
+    from train.objective import example_options
+
+    corpus = prepare(experiment.data, objective=experiment.objective, report=lambda line: print(line, file=sys.stderr))
+    options = dict(tokenizer=corpus.tokenizer, batch_size=count, seed=experiment.seed, **example_options(experiment))
+    with train_batches(corpus.train, **options) as batches:
+        batch = next(batches)
+
+    def text(name: str, row: int) -> str:
+        part = name.removesuffix("inputs").removesuffix("targets")
+        weights = batch.get(f"{part}weights")
+        is_shown = batch.get(f"{part}segment_ids", weights) if name.endswith("inputs") else weights
+        pieces = corpus.tokenizer.pieces(batch[name][row][is_shown[row] > 0])
+        return " ".join(pieces).replace("\n", "\\n")
+
+    names = [name for name in batch if name.endswith(("inputs", "targets")) and batch[name].ndim == 2]
+    found = [{name: text(name, row) for name in names} for row in range(count)]
+    for row, target in enumerate(batch.get("sentence_targets", ())):
+        found[row]["sentence_targets"] = str(target)
+    return found
+
+
+def show(argv: list[str]) -> int:
+    with user_errors():
+        found = examples(parse(argv, prog="python -m experiments show"), 3)
+    for number, example in enumerate(found, 1):
+        print(f"--- example {number}")
+        for name, text in example.items():
+            print(f"{name.replace('_', ' ')}: {text}")
+    return 0
+
+
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["show"]:
+        return show(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    parser.add_argument("command", choices=["list"], help="Print every paper, variant and size.")
-    parser.add_argument("--json", action="store_true", help="The same as JSON.")
+    parser.add_argument(
+        "command", choices=["list", "show"], help="List papers, variants and sizes, or show a variant's examples."
+    )
+    parser.add_argument("--json", action="store_true", help="The list as JSON.")
     options = parser.parse_args(argv)
     with user_errors():
         found = rows()

@@ -130,12 +130,11 @@ def loss_terms(
 
     `smooth`: with the experiment's label smoothing and z-loss.
     """
-    dropout = key if key is not None else jax.random.key(0)
-    rngs = {"dropout": dropout, "sample": jax.random.fold_in(dropout, 1)}
-    inputs = model_inputs(model, batch)
-    outputs, collections = model.apply(
-        {"params": params}, **inputs, deterministic=key is None, rngs=rngs, mutable=["losses"]
-    )
+    deterministic = key is None
+    key = jax.random.key(0) if deterministic else key  # a generator samples in evaluation, too, but always alike
+    rngs = {"dropout": key, "sample": jax.random.fold_in(key, 1)}
+    inputs = model_inputs(model, batch) | {"deterministic": deterministic}
+    outputs, collections = model.apply({"params": params}, **inputs, rngs=rngs, mutable=["losses"])
     prefix = "decoder_" if "decoder_targets" in batch else ""
     targets, weights = batch[prefix + "targets"], batch[prefix + "weights"]
     outputs = outputs if isinstance(outputs, dict) else {"lm": outputs}

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny
 
 from experiments.__main__ import main, rows, size
 from train.command_line import papers, variants
@@ -52,3 +53,19 @@ def test_list_prints_every_variant_as_table_and_as_json(capsys):
     listed = json.loads(capsys.readouterr().out)
     assert listed == json.loads(json.dumps(rows()))
     assert {row["variant"] for row in listed} == set(ALL)
+
+
+@pytest.mark.parametrize(
+    "variant, shown",
+    [
+        ("tiny", ["inputs: ", "targets: ", " s q u a r e "]),
+        ("encoder", ["inputs: <s> ", " <mask> ", "sentence targets: "]),
+        ("encoder_decoder", ["encoder inputs: ", " <extra_id_0> ", "decoder inputs: <s> <extra_id_0> ", " </s>"]),
+    ],
+)
+def test_show_prints_what_a_model_learns_from(tmp_path, capsys, variant, shown):
+    tiny.write_text(tmp_path)
+    assert main(["show", f"{tiny.__file__}:{variant}"]) == 0
+    output = capsys.readouterr().out
+    assert output.count("--- example") == 3
+    assert all(text in output for text in shown)
