@@ -138,8 +138,8 @@ def _row(name: str, **changes) -> Experiment:
 def _tiny(name: str, objective: Objective) -> Experiment:
     return Experiment(
         name=f"t5:{name}",
-        num_steps=400,
-        batch_size=32,
+        num_steps=200,
+        batch_size=16,
         model=TransformerConfig(
             num_layers=3,
             embed_dim=128,
@@ -155,7 +155,7 @@ def _tiny(name: str, objective: Objective) -> Experiment:
             tokenizer=SentencePiece(vocab_size=4096),
             length=128,
         ),
-        optimizer=AdamW(peak_learning_rate=2e-3, schedule=Linear(warmup_steps=40), b2=0.98),
-        evaluation=Evaluation(every=200, batch_size=64, prompts=("The game was",), sample_tokens=30),
-        checkpoint=Checkpointing(every=200),
+        optimizer=AdamW(peak_learning_rate=5e-4, schedule=Linear(warmup_steps=40), b2=0.999, epsilon=1e-6),
+        evaluation=Evaluation(every=100, batch_size=64, prompts=("The game was",), sample_tokens=30),
+        checkpoint=Checkpointing(every=100),
     )

@@ -107,7 +107,12 @@ def test_same_start_and_same_losses_on_every_mesh(reference, model, mesh):
     assert ("tensor" in query) == ("tensor" in mesh)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+QUICK = ("bert", "electra", "shared", "prefix", "mixture")  # one of each kind of batch and of loss
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in OBJECTIVES]
+)
 def test_every_objective_is_the_same_on_a_mesh(tmp_path, name):
     tiny.write_text(tmp_path)
     mechanisms, objective = OBJECTIVES[name]
