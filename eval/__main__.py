@@ -83,6 +83,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "run": str(run.directory),
         "step": run.step,
+        "objective": config.objective.kind,
         "data": source,
         "documents": cache.num_documents,
         "words": cache.num_words,
@@ -132,12 +133,14 @@ def table(result: dict[str, Any]) -> str:
     windows = f"windows of {result['length']} tokens" + (
         f", one every {result['stride']}" if result["stride"] < result["length"] else ", one after the other"
     )
+    ends = "  (ends of documents included)" if result["objective"] == "causal_lm" else ""
     lines = [
         ("run", result["run"]),
         ("step", f"{result['step']:,}"),
+        ("objective", result["objective"]),
         ("data", result["data"]),
         ("documents", f"{result['documents']:,}"),
-        ("predicted tokens", f"{int(result['tokens']):,}  (ends of documents included)"),
+        ("predicted tokens", f"{int(result['tokens']):,}{ends}"),
         ("words", f"{result['words']:,}  (each line end is one)"),
         ("bytes", f"{result['bytes']:,}"),
         *(_measured(result, name) for name in result if name in _FORMS or name.endswith(("_loss", "_accuracy"))),

@@ -16,7 +16,7 @@ from data.token_cache import TokenCache
 from data.tokenizer import Tokenizer
 from train import sharding
 from train.config import Experiment, UserError
-from train.objective import Term, coefficients, example_options, make_model
+from train.objective import Term, check_heads, check_vocabulary, coefficients, example_options, make_model
 from train.step import eval_step
 
 _MOST_NATS = 700  # exp of more is no float64
@@ -40,8 +40,10 @@ def loss_evaluator(
     `measures`; `stride` makes the windows overlap so that each prediction has at least `length - stride` tokens of
     context (but for the start of the text). The other objectives have those of `term_measures`. `length` and
     `batch_size` are the experiment's by default; `max_batches` looks at a prefix only. Compiled once. Raises
-    UserError when the mesh does not divide `batch_size`.
+    UserError when the mesh does not divide `batch_size`, or when the model lacks what the objective needs.
     """
+    check_heads(experiment)
+    check_vocabulary(experiment, tokenizer)
     rules = experiment.mesh.rules
     batch_size = batch_size or experiment.evaluation.batch_size or experiment.batch_size
     ways = sharding.batch_ways(mesh, rules)

@@ -17,6 +17,9 @@ the vocabulary as decoder, trained with cross entropy on masked text. Import the
     python -m model.pretrained import bert-base-uncased runs/bert-base-uncased
     python -m train bert:linear_decoder --init-from runs/bert-base-uncased --data.train my.txt
 
+`tiny` (seed 0): masked-LM loss 6.116 nats and accuracy 9.0 % on WikiText-2's validation text after 400 steps, on 1 and
+on 8 devices (the entropy of that text's tokens is 6.27); it has hardly begun to use context.
+
 | variant | parameters | published | obtained |
 |---|---|---|---|
 | base | 110M (110,106,428 with both heads) | GLUE 79.6 | not yet run |

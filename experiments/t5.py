@@ -12,6 +12,9 @@ constant for the first 10,000 steps, as there. The vocabulary is trained on the 
 Rows of table 2, on how stacks share parameters, are variants of base: encoder–decoder, `shared`, `six_layers` and
 `prefix_lm`, all denoising.
 
+`tiny` (seed 0): 4.240 nats and accuracy 33.1 % over WikiText-2's validation text after 200 steps, sentinels and ends
+among the 84,512 predictions; the same on 1 and on 8 devices.
+
 | variant | parameters | published (denoising; GLUE, CNN/DM ROUGE-2, SQuAD) | obtained |
 |---|---|---|---|
 | base | 222,903,552 | 83.28, 19.24, 80.88 | not yet run |

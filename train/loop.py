@@ -19,9 +19,9 @@ from data.objectives import derived_target_length
 from data.pipeline import Corpus, train_batches
 from model import tree
 from train import checkpoint, sharding
-from train.config import Experiment, UserError
+from train.config import Experiment
 from train.metrics import Display, Metrics, flops_per_token, peak_flops
-from train.objective import example_options, make_model
+from train.objective import check_vocabulary, example_options, make_model
 from train.run import RunDirectory
 from train.step import TrainState, compile_train_step, plan_state
 
@@ -53,11 +53,7 @@ class Trainer:
     ):
         self.experiment, self.directory, self.corpus = experiment, directory, corpus
         self.mesh, self.evaluators = mesh, evaluators
-        if corpus.tokenizer.vocab_size > experiment.model.vocab_size:
-            raise UserError(
-                f"model.vocab_size: the tokenizer has {corpus.tokenizer.vocab_size} tokens, the model only "
-                f"{experiment.model.vocab_size}; set --model.vocab-size {corpus.tokenizer.vocab_size} or more"
-            )
+        check_vocabulary(experiment, corpus.tokenizer)
         options = experiment.checkpoint
         self.checkpoints = checkpoint.Checkpoints(
             directory.path / "checkpoints",

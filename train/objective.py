@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from data.config import ReplacedTokens
+from data.tokenizer import Tokenizer
 from model.transformer import Decoder, Encoder, EncoderDecoder, ReplacedTokenDetector, transformer
 from train import losses
 from train.config import Experiment, UserError
@@ -44,6 +45,16 @@ def check_heads(experiment: Experiment) -> None:
     if set(needed) - set(heads) or (isinstance(objective, ReplacedTokens) and heads != needed):
         raise UserError(
             f"model.heads: objective.kind={objective.kind} trains {list(needed)}, the model has {list(heads)}"
+        )
+
+
+def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Raise UserError unless the model has a row for every token, those of the objective among them."""
+    size = tokenizer.vocab_size
+    if size > experiment.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size: the tokenizer has {size} tokens, the model only {experiment.model.vocab_size}; "
+            f"set --model.vocab-size {size} or more"
         )
 
 
