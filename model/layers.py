@@ -104,10 +104,10 @@ class Embedding(nn.Module):
         return jnp.einsum("ble,ve->blv", x.astype(self.config.dtype), self.embedding.astype(self.config.dtype))
 
 
-def token_embedding(config: TransformerConfig, **name: str) -> Embedding:
+def token_embedding(config: TransformerConfig) -> Embedding:
     """The table of the vocabulary."""
     stddev = 1.0 if config.initializer == "fan_in" else config.init_stddev
-    return Embedding(config, config.vocab_size, "vocab", stddev, **name)
+    return Embedding(config, config.vocab_size, "vocab", stddev)
 
 
 class Norm(nn.Module):
