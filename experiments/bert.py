@@ -17,8 +17,8 @@ the vocabulary as decoder, trained with cross entropy on masked text. Import the
     python -m model.pretrained import bert-base-uncased runs/bert-base-uncased
     python -m train bert:linear_decoder --data.train my.txt
 
-Another encoder needs --init-from, --data.tokenizer.path and its sizes: with a real MiniLM (6 layers of 384) and 150 steps
-of 1,024 tokens of WikiText-2 at 1e-3 the loss falls from 9.77 (step 10) to 6.53 on validation text.
+Another encoder needs --init-from, --data.tokenizer.path and its sizes: with a real MiniLM (6 layers of 384) and 150
+steps of 1,024 tokens of WikiText-2 at 1e-3 the loss falls from 9.77 (step 10) to 6.53 on validation text.
 
 `tiny` (seed 0): masked-LM loss 6.116 nats and accuracy 9.0 % on WikiText-2's validation text after 400 steps, on 1 and
 on 8 devices (the entropy of that text's tokens is 6.27); it has hardly begun to use context.

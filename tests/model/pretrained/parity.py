@@ -286,10 +286,10 @@ def check_bfloat16(pair: Pair, folder: Path) -> None:
 
 
 def check_defaults(pair: Pair, folder: Path) -> None:
-    """A config.json without the fields that equal the official defaults means the same."""
+    """A config.json without the fields that equal the official defaults means the same; sizes are always there."""
     official = json.loads((pair.folder / "config.json").read_text("utf-8"))
     defaults = type(pair.official.config)().to_dict()
-    named = ("model_type", "architectures")
+    named = ("model_type", "architectures", "hidden_size", "num_hidden_layers", "num_attention_heads")
     kept = {name: value for name, value in official.items() if name in named or defaults.get(name, ...) != value}
     assert len(kept) < len(official)
     folder.mkdir()
