@@ -310,23 +310,26 @@ def restore_common(folder: Path, params: Any, shardings: Any) -> tuple[Any, list
     """`params` with every array replaced that the newest checkpoint in `folder` has under the same name.
 
     Returns also the names of the arrays that stay as they are, and of those in the checkpoint that are not used.
+    A damaged checkpoint is named on stderr and passed over.
     Raises UserError where shapes differ, or where nothing is in common.
     """
     mine, places = tree.named_leaves(params), tree.named_leaves(shardings)
-    manifest = verified_manifest(folder, max(list_steps(folder), default=-1))
-    name = "ema" if "ema" in manifest["arrays"] else "params"
-    saved = manifest["arrays"][name]
-    common = [key for key in mine if key in saved]
-    if not common:
-        raise UserError(f"init_from: no parameter of {folder.parent} has the name of one of this model's")
 
-    def nested(leaves: Mapping[str, Any]) -> Any:
-        return flax.traverse_util.unflatten_dict({key: leaves[key] for key in common}, sep="/")
+    def restore(step: int, manifest: dict) -> tuple[Any, list[str], list[str]]:
+        name = "ema" if "ema" in manifest["arrays"] else "params"
+        saved = manifest["arrays"][name]
+        common = [key for key in mine if key in saved]
+        if not common:
+            raise UserError(f"init_from: no parameter of {folder.parent} has the name of one of this model's")
 
-    step = manifest["next_step"]
-    restored = restore_group(folder, step, name, nested(mine), nested(places), manifest, verify=True, only_common=True)
-    merged = flax.traverse_util.unflatten_dict(mine | tree.named_leaves(restored), sep="/")
-    return merged, [key for key in mine if key not in saved], [key for key in saved if key not in mine]
+        def nested(leaves: Mapping[str, Any]) -> Any:
+            return flax.traverse_util.unflatten_dict({key: leaves[key] for key in common}, sep="/")
+
+        found = restore_group(folder, step, name, nested(mine), nested(places), manifest, verify=True, only_common=True)
+        merged = flax.traverse_util.unflatten_dict(mine | tree.named_leaves(found), sep="/")
+        return merged, [key for key in mine if key not in saved], [key for key in saved if key not in mine]
+
+    return _first_that_verifies(folder, list_steps(folder)[::-1], restore)
 
 
 def restore_params(folder: Path, abstract: Any, shardings: Any, steps: list[int] | None = None) -> tuple[Any, dict]:
@@ -334,12 +337,20 @@ def restore_params(folder: Path, abstract: Any, shardings: Any, steps: list[int]
 
     Returns them with the manifest. Checkpoints that do not verify are named on stderr; `UserError` if all fail.
     """
+
+    def restore(step: int, manifest: dict) -> tuple[Any, dict]:
+        name = "ema" if "ema" in manifest["arrays"] else "params"
+        return restore_group(folder, step, name, abstract, shardings, manifest, verify=True), manifest
+
+    return _first_that_verifies(folder, list_steps(folder)[::-1] if steps is None else steps, restore)
+
+
+def _first_that_verifies(folder: Path, steps: list[int], restore: Callable[[int, dict], Any]) -> Any:
+    """`restore(step, manifest)` of the first of `steps` that is undamaged; see `restore_params`."""
     problems = []
-    for step in list_steps(folder)[::-1] if steps is None else steps:
+    for step in steps:
         try:
-            manifest = verified_manifest(folder, step)
-            name = "ema" if "ema" in manifest["arrays"] else "params"
-            return restore_group(folder, step, name, abstract, shardings, manifest, verify=True), manifest
+            return restore(step, verified_manifest(folder, step))
         except DamagedError as error:
             problems.append(f"checkpoint {step} does not verify: {error}")
             print(f"warning: {problems[-1]}", file=sys.stderr)
