@@ -2,6 +2,7 @@
 
     python -m data tokenizer SOURCE… --kind bpe --vocab-size 8000 --out FOLDER   trains and saves a tokenizer
     python -m data show SOURCE --clean html,white_space -n 3                     prints documents
+    python -m data records FILE --format conll -n 3                              prints the columns of records
 
 A SOURCE is a file, a folder, a glob or the word python_docs.
 """
@@ -19,6 +20,7 @@ from data import tokenizer as tokenizers
 from data.cleaning import clean
 from data.config import ByteBPE, Bytes, Characters, Cleaning, Files, PythonDocs, SentencePiece, Source, WordPiece
 from data.document import DataError, Document, Skipped
+from data.task_config import Records
 
 _MEASURED_CHARACTERS = 1_000_000
 _KINDS = {
@@ -41,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        print(f"error: {'.'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}", file=sys.stderr)
+        place = ".".join(map(str, first["loc"])).replace("_", "-")
+        print(f"error: {place + ': ' if place else ''}{first['msg']}", file=sys.stderr)
         return 2
     return 0
 
@@ -68,6 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     show = add("show", _show, "print documents before and after cleaning")
     show.add_argument("-n", type=int, default=3, help="how many documents (default: 3)")
     show.add_argument("--tokenizer", metavar="FOLDER", help="print the pieces of this tokenizer, too")
+
+    description = "print the columns of labelled records"
+    records = commands.add_parser("records", help=description, description=description)
+    records.set_defaults(command=_show_records)
+    records.add_argument("path", metavar="FILE", help="a file, folder or glob")
+    records.add_argument("--format", default="auto", help="see `Records` in data/task_config.py (default: by ending)")
+    records.add_argument("--columns", default="", metavar="A,B", help="their names, where the file has none")
+    records.add_argument("--pattern", help="a regular expression with named groups")
+    records.add_argument("--encoding", default="utf-8", help="(default: utf-8)")
+    records.add_argument("-n", type=int, default=3, help="how many records (default: 3)")
     return parser
 
 
@@ -134,6 +147,21 @@ def _show(options: argparse.Namespace) -> None:
         if tokenizer:
             ids = tokenizer.encode(text)
             print(f"--- {len(ids):,} tokens\n{' '.join(tokenizer.pieces(ids[:100]))}")
+
+
+def _show_records(options: argparse.Namespace) -> None:
+    from data.record_formats import read_columns
+
+    def refuse(message: str) -> None:
+        raise DataError(message)
+
+    given = {name: getattr(options, name) for name in ("path", "format", "pattern", "encoding")}
+    source = Records(**given, columns=tuple(filter(None, options.columns.split(","))))
+    for columns, origin in islice(read_columns(source, refuse), options.n):
+        print(f"--- {origin}")
+        for name, value in columns.items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            print(f"{name}: {_start(text)}".encode("utf-8", "replace").decode())  # it may hold bytes of no character
 
 
 def _start(text: str) -> str:

@@ -28,11 +28,10 @@ from data.config import UL2, CausalLM, MaskedLM, Objective, PrefixLM, ReplacedTo
 from data.document import DataError
 from data.objectives import Stack, derived_target_length, example_lengths, has_pairs, objective_tokenizer, text_length
 from data.packing import EvalWindows, Text, TrainWindows
+from data.rows import Batch, one_row, padded, positions, sequence_to_sequence
 from data.sentences import SentenceMarks, gap_sentences, permute, split_sentences
 from data.tokenizer import Tokenizer
 from data.words import chinese_word_starts
-
-Batch = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,13 @@ class BatchMaker:
             others = [partial(windows.other_text, number, eos_id=eos_id) for number in range(first, first + count)]
             return self._masked([self._masked_row(*each) for each in zip(texts, randoms, others, strict=True)])
         pairs = [self._denoised(text, random) for text, random in zip(texts, randoms, strict=True)]
-        return self._sequence_to_sequence(pairs) if self.stack == "encoder_decoder" else self._one_row(pairs)
+        ids = {
+            "start_id": self.tokenizer.bos_id if self.decoder_start_id is None else self.decoder_start_id,
+            "pad_id": self.tokenizer.pad_id,
+        }
+        if self.stack == "encoder_decoder":
+            return sequence_to_sequence(pairs, self.length, self._target_length, **ids)
+        return one_row(pairs, self.length, **ids)
 
     def _key(self, key: int) -> np.ndarray:
         # Philox is a block cipher of a counter: keys that differ in one bit give independent streams (Salmon et al.
@@ -156,16 +161,16 @@ class BatchMaker:
 
     def _masked(self, rows: list["_MaskedRow"]) -> Batch:
         pad_id = self.tokenizer.pad_id
-        segments = _padded([row.segment_ids for row in rows], self.length)
+        segments = padded([row.segment_ids for row in rows], self.length)
         batch = {
-            "inputs": _padded([row.inputs for row in rows], self.length, pad_id),
-            "targets": _padded([row.targets for row in rows], self.length, pad_id),
-            "weights": _padded([row.chosen for row in rows], self.length).astype(np.float32),
+            "inputs": padded([row.inputs for row in rows], self.length, pad_id),
+            "targets": padded([row.targets for row in rows], self.length, pad_id),
+            "weights": padded([row.chosen for row in rows], self.length).astype(np.float32),
             "segment_ids": segments,
-            "positions": _positions(segments),
+            "positions": positions(segments),
         }
         if has_pairs(self.objective):
-            batch["sentence_ids"] = _padded([row.sentence_ids for row in rows], self.length)
+            batch["sentence_ids"] = padded([row.sentence_ids for row in rows], self.length)
             batch["sentence_targets"] = np.array([row.label or 0 for row in rows], np.int32)
             batch["sentence_weights"] = np.array([row.label is not None for row in rows], np.float32)
         return batch
@@ -209,43 +214,6 @@ class BatchMaker:
             return self.target_length or derived_target_length(self.objective, self.length)
         return max(targets for _, targets in example_lengths(self.objective, self.text_length))
 
-    def _shifted(self, targets: np.ndarray) -> np.ndarray:
-        start = self.tokenizer.bos_id if self.decoder_start_id is None else self.decoder_start_id
-        return np.concatenate([np.array([start], np.int32), targets])[: len(targets)]
-
-    def _sequence_to_sequence(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
-        pad_id, target_length = self.tokenizer.pad_id, self._target_length
-        encoder = _is_token([inputs for inputs, _ in pairs], self.length)
-        decoder = _is_token([targets for _, targets in pairs], target_length)
-        return {
-            "encoder_inputs": _padded([inputs for inputs, _ in pairs], self.length, pad_id),
-            "encoder_segment_ids": encoder.astype(np.int32),
-            "encoder_positions": _positions(encoder),
-            "decoder_inputs": _padded([self._shifted(targets) for _, targets in pairs], target_length, pad_id),
-            "decoder_targets": _padded([targets for _, targets in pairs], target_length, pad_id),
-            "decoder_weights": decoder.astype(np.float32),
-            "decoder_segment_ids": decoder.astype(np.int32),
-            "decoder_positions": _positions(decoder),
-        }
-
-    def _one_row(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
-        """The input, then what the decoder sees of the target; the input is a prefix and is not predicted."""
-        pad_id = self.tokenizer.pad_id
-        rows = [np.concatenate([inputs, self._shifted(targets)]) for inputs, targets in pairs]
-        is_token = _is_token(rows, self.length)
-        prefix = _is_token([inputs for inputs, _ in pairs], self.length)
-        weights = is_token & ~prefix
-        targets = np.full(weights.shape, pad_id, np.int32)
-        targets[weights] = np.concatenate([targets for _, targets in pairs])
-        return {
-            "inputs": _padded(rows, self.length, pad_id),
-            "targets": targets,
-            "weights": weights.astype(np.float32),
-            "segment_ids": is_token.astype(np.int32),
-            "positions": _positions(is_token),
-            "prefix": prefix,
-        }
-
 
 @dataclass(frozen=True)
 class _MaskedRow:
@@ -285,23 +253,3 @@ def with_prefixes(batch: Batch, randoms: list[np.random.Generator]) -> Batch:
 
 def _without_final(tokens: np.ndarray, eos_id: int) -> np.ndarray:
     return tokens[:-1] if len(tokens) and tokens[-1] == eos_id else tokens
-
-
-def _is_token(rows: list[np.ndarray], length: int) -> np.ndarray:
-    return np.arange(length) < np.array([len(row) for row in rows])[:, None]
-
-
-def _padded(rows: list[np.ndarray], length: int, padding: int = 0) -> np.ndarray:
-    """Returns int32 [number of rows, length]."""
-    padded = np.full((len(rows), length), padding, np.int32)
-    for row, values in zip(padded, rows, strict=True):
-        row[: len(values)] = values
-    return padded
-
-
-def _positions(segment_ids: np.ndarray) -> np.ndarray:
-    """Returns 0, 1, … from the start of each segment and 0 for padding: int32, of the same shape."""
-    places = np.arange(segment_ids.shape[1], dtype=np.int32)
-    is_start = np.diff(segment_ids, axis=1, prepend=0) != 0
-    starts = np.maximum.accumulate(np.where(is_start, places, 0), axis=1)
-    return np.where(segment_ids > 0, places - starts, 0).astype(np.int32)

@@ -46,6 +46,9 @@ class ByteTokenizer(_FourSpecials):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.encode(text), byte_offsets(text)
+
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i - _FIRST for i in known_ids(ids, self.vocab_size) if i >= _FIRST).decode("utf-8", "replace")
 
@@ -91,6 +94,10 @@ class CharacterTokenizer(_FourSpecials):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        places = np.arange(len(text), dtype=np.int32)
+        return self.encode(text), np.stack([places, places + 1], axis=1)
+
     def decode(self, ids: Iterable[int]) -> str:
         shown = (i for i in known_ids(ids, self.vocab_size) if i >= _FIRST or i == self.unk_id)
         return "".join("\ufffd" if i == self.unk_id else self.alphabet[i - _FIRST] for i in shown)
@@ -104,6 +111,14 @@ class CharacterTokenizer(_FourSpecials):
 
     def save(self, folder: str | Path) -> None:
         save_description(folder, {"kind": self.kind, "alphabet": self.alphabet})
+
+
+def byte_offsets(text: str) -> np.ndarray:
+    """Returns the character that each byte of the UTF-8 of `text` belongs to, and the next one: int32 [bytes, 2]."""
+    codes = _code_points(text)
+    sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    characters = np.repeat(np.arange(len(codes), dtype=np.int32), sizes)
+    return np.stack([characters, characters + 1], axis=1)
 
 
 def _white_table(characters: Iterable[str]) -> np.ndarray:

@@ -7,6 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from data.task_config import (
+    Augmentation,
+    Classification,
+    Dialogue,
+    Records,
+    Regression,
+    SpanAnswering,
+    Tagging,
+    TextToText,
+)
+
 
 class Files(BaseModel, frozen=True, extra="forbid", validate_default=True):
     """Text files on disk: .txt, .jsonl, .csv or .tsv, each also as .gz, .bz2, .xz or .zst."""
@@ -44,6 +55,8 @@ class HuggingFace(BaseModel, frozen=True, extra="forbid", validate_default=True)
     name: str | None = Field(None, description="The dataset's configuration, for example wikitext-2-raw-v1.")
     split: str = Field("train", description="The split to read.")
     text_field: str = Field("text", description="The column that holds the text.")
+    fields: dict[str, str | tuple[str, ...]] = Field({}, description="For a task: as those of `records`.")
+    replace: dict[str, dict[str, str]] = Field({}, description="For a task: as that of `records`.")
 
 
 class PythonDocs(BaseModel, frozen=True, extra="forbid", validate_default=True):
@@ -52,7 +65,7 @@ class PythonDocs(BaseModel, frozen=True, extra="forbid", validate_default=True):
     kind: Literal["python_docs"] = "python_docs"
 
 
-Source = Annotated[Files | HuggingFace | PythonDocs, Field(discriminator="kind")]
+Source = Annotated[Files | HuggingFace | PythonDocs | Records, Field(discriminator="kind")]
 
 
 class Cleaning(BaseModel, frozen=True, extra="forbid", validate_default=True):
@@ -310,7 +323,20 @@ class GapSentences(BaseModel, frozen=True, extra="forbid", validate_default=True
 
 
 Objective = Annotated[
-    CausalLM | PrefixLM | MaskedLM | ReplacedTokens | SpanCorruption | UL2 | TextInfilling | GapSentences,
+    CausalLM
+    | PrefixLM
+    | MaskedLM
+    | ReplacedTokens
+    | SpanCorruption
+    | UL2
+    | TextInfilling
+    | GapSentences
+    | Classification
+    | Regression
+    | Tagging
+    | SpanAnswering
+    | TextToText
+    | Dialogue,
     Field(discriminator="kind"),
 ]
 
@@ -325,6 +351,9 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", validate_default=True):
         (),
         description="Where the validation documents come from; empty: hold out training documents.",
     )
+    test: tuple[Source, ...] = Field(
+        (), description="Where a task's test records come from; `python -m eval RUN --split test` reads them."
+    )
     held_out_fraction: float = Field(
         0.05,
         ge=0.0,
@@ -332,6 +361,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", validate_default=True):
         description="Share of the training text held out for validation: whole documents chosen by a hash of their "
         "text, and the ends of long ones; used only where `validation` is empty.",
     )
+    augmentation: Augmentation = Field(Augmentation(), description="Random changes of a task's training examples.")
     cleaning: Cleaning = Field(Cleaning(), description="What is done to the text of each document.")
     tokenizer: Tokenizer = Field(SentencePiece(), description="How text becomes integers.")
     length: int = Field(256, ge=2, le=1_048_576, description="Tokens per example.")
@@ -353,7 +383,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", validate_default=True):
     num_workers: int = Field(0, ge=0, le=256, description="Processes that assemble batches; 0: threads instead.")
     prefetch: int = Field(4, ge=1, le=1024, description="Batches prepared ahead of the training step.")
 
-    @field_validator("train", "validation", mode="before")
+    @field_validator("train", "validation", "test", mode="before")
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
         """One source stands for a tuple of one, a path for `Files`, the word python_docs for `PythonDocs`."""

@@ -10,6 +10,7 @@ from typing import Literal
 import sentencepiece
 
 from data.document import DataError
+from data.subwords import piece_offsets
 
 
 class MarianBackend:
@@ -42,6 +43,9 @@ class MarianBackend:
         # Looked up by name: a character that this model does not know may be a piece of the other one.
         encoded = self._model.encode(texts, out_type=str, num_threads=1)
         return [[self._ids.get(piece, self._unk_id) for piece in pieces] for pieces in encoded]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        return self.encode_batch([text])[0], piece_offsets(self._model, text)[1].tolist()
 
     def with_template(self, text: str, pair: str | None) -> tuple[list[int], list[int]]:
         first, second = self.encode_batch([text, pair or ""])

@@ -1,4 +1,4 @@
-"""What a pretraining objective needs: special tokens, and how much text makes an example of a given length.
+"""What an objective needs: special tokens, and how much text makes an example of a given length.
 
 The objectives themselves are in `denoising.py` and `masking.py`, the arrays that they fill in `batches.py`.
 """
@@ -6,10 +6,11 @@ The objectives themselves are in `denoising.py` and `masking.py`, the arrays tha
 import math
 from typing import Literal
 
-from data import denoising
+from data import denoising, dialogue
 from data.config import (
     UL2,
     CausalLM,
+    Dialogue,
     GapSentences,
     MaskedLM,
     Objective,
@@ -38,6 +39,8 @@ def objective_tokenizer(tokenizer: Tokenizer, objective: Objective, length: int 
         names = denoising.MODES if isinstance(objective, UL2) and objective.mode_tokens else ()
         num_sentinels = max(_NUM_SENTINELS, _num_spans(objective, text_length(objective, length, "encoder_decoder")))
         return with_specials(tokenizer, num_sentinels=num_sentinels, names=names)
+    if isinstance(objective, Dialogue):
+        return with_specials(tokenizer, names=dialogue.TEMPLATE_TOKENS)
     return tokenizer
 
 

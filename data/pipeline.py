@@ -1,44 +1,54 @@
-"""From a DataConfig to batches: tokenizer, token caches, and iterators that resume exactly.
+"""From a DataConfig to batches: tokenizer, token caches or a task's examples, and iterators that resume exactly.
 
-The global batch `step` is a pure function of the cache, the objective, the seed, the length and the batch size. Each
-process takes its rows of it, so the global order does not depend on how many processes there are, nor on
+The global batch `step` is a pure function of the cache or examples, the objective, the seed, the length and the batch
+size. Each process takes its rows of it, so the global order does not depend on how many processes there are, nor on
 how many workers load data, and the whole state of an iterator is the number of the next batch.
 """
 
+import hashlib
+import json
 import os
 import shutil
 import socket
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Self
+
+import numpy as np
 
 from data import config as configs
 from data import sources as reading
 from data import tokenizer as tokenizers
-from data.batches import Batch, BatchMaker
+from data.augmentation import check_augmentation, without_records
+from data.batch_iterator import Batches
+from data.batches import BatchMaker
 from data.cache import Split, build, content_key, why_empty
 from data.cleaning import clean
 from data.config import CausalLM, DataConfig, Objective
 from data.document import DataError, Skipped
+from data.examples import Examples, make_examples, overlap, read_splits
 from data.objectives import Stack, num_static_masks, objective_tokenizer
 from data.packing import EvalWindows, TrainWindows
+from data.rows import Batch
+from data.task_batches import ExampleOrder, TaskBatchMaker
+from data.task_config import TASKS, Task
+from data.tasks import texts
 from data.token_cache import TokenCache
 from data.tokenizer import Tokenizer
-from data.workers import exit_with_parent
 
-_NUM_BATCHES = 2**40  # of an endless iterator; grain wants a number
+Report = Callable[[str], None]
+
 _CAUSAL_LM = CausalLM()
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A tokenizer and the tokens it made; `validation` is None where nothing is held out."""
+    """A tokenizer and what it made, Examples for a task; `validation` is None where nothing is held out."""
 
     tokenizer: Tokenizer
-    train: TokenCache
-    validation: TokenCache | None
+    train: TokenCache | Examples
+    validation: TokenCache | Examples | None
 
 
 def prepare(
@@ -46,21 +56,28 @@ def prepare(
     *,
     tokenizer: Tokenizer | None = None,
     objective: Objective = _CAUSAL_LM,
-    report: Callable[[str], None] = lambda line: None,
+    stack: Stack = "decoder",
+    report: Report = lambda line: None,
 ) -> Corpus:
     """Returns the tokenizer and the caches of `config`, making what is not yet in `config.cache_dir`.
+
+    For a task, its examples are read into memory instead, see `read_examples`.
 
     Args:
       tokenizer: is used as it is, so that a run that goes on never trains another; None trains or loads one.
       objective: gets the special tokens that it needs, if the tokenizer lacks them.
+      stack: of the model; decides how long the texts of text_to_text may be.
       report: is called with lines that tell what is going on.
 
     Raises DataError for bad input.
     """
+    if isinstance(objective, TASKS):
+        return _prepare_task(config, tokenizer, objective, stack, report)
     hold_out = not config.validation and config.held_out_fraction > 0
     train_split = Split(config.held_out_fraction, "train") if hold_out else None
     if tokenizer is None:
-        tokenizer = _tokenizer(config, train_split, report)
+        key = partial(content_key, config.train, config.cleaning, config.cache_dir, train_split)
+        tokenizer = _tokenizer(config, key, lambda: _texts(config, train_split), report)
     tokenizer = objective_tokenizer(tokenizer, objective, config.length)
 
     def cache(sources: tuple[configs.Source, ...], split: Split | None) -> TokenCache:
@@ -74,16 +91,48 @@ def prepare(
     return Corpus(tokenizer, train, validation)
 
 
-def _tokenizer(config: DataConfig, split: Split | None, report: Callable[[str], None]) -> Tokenizer:
-    """Returns the trained tokenizer from the cache folder, or trains it on the training documents."""
+def _prepare_task(
+    config: DataConfig, tokenizer: Tokenizer | None, objective: Task, stack: Stack, report: Report
+) -> Corpus:
+    check_augmentation(config.augmentation, objective)
+    splits = ("train", "validation") if config.validation or config.held_out_fraction else ("train",)
+    records = read_splits(config, splits, objective, report)
+    if tokenizer is None:
+
+        def training_texts() -> Iterator[str]:
+            return (text for record in records["train"] for text in texts(record, objective))
+
+        tokenizer = _tokenizer(config, partial(_texts_key, training_texts), training_texts, report)
+    tokenizer = objective_tokenizer(tokenizer, objective, config.length)
+    made = {
+        split: make_examples(config, split, records[split], objective, tokenizer, stack=stack, report=report)
+        for split in splits
+    }
+    if "validation" in made and (shared := overlap(made["train"], made["validation"])):
+        report(f"validation: {shared:,} of {len(records['validation']):,} records have inputs that are in train, too")
+    return Corpus(tokenizer, made["train"], made.get("validation"))
+
+
+def _texts_key(training_texts: Callable[[], Iterator[str]], *, tokenizer: dict) -> str:
+    digest = hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode())
+    for text in training_texts():
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _tokenizer(
+    config: DataConfig, key: Callable[..., str], training_texts: Callable[[], Iterator[str]], report: Report
+) -> Tokenizer:
+    """Returns the trained tokenizer from the cache folder, or trains it on the training texts.
+
+    `key` makes the hash of these texts and the argument `tokenizer`.
+    """
     if isinstance(config.tokenizer, configs.Bytes) or getattr(config.tokenizer, "path", None) is not None:
         return tokenizers.train(config.tokenizer, iter(()))
-    choice = config.tokenizer.model_dump()
-    key = content_key(config.train, config.cleaning, config.cache_dir, split, tokenizer=choice)
-    folder = Path(config.cache_dir) / f"tokenizer-{key[:16]}"
+    folder = Path(config.cache_dir) / f"tokenizer-{key(tokenizer=config.tokenizer.model_dump())[:16]}"
     if not folder.exists():
         report("training the tokenizer")
-        trained = tokenizers.train(config.tokenizer, _texts(config, split))
+        trained = tokenizers.train(config.tokenizer, training_texts())
         temporary = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
         trained.save(temporary)
         try:
@@ -112,61 +161,8 @@ def _texts(config: DataConfig, split: Split | None) -> Iterator[str]:
 # Batches
 
 
-class Batches(Iterator[Batch]):
-    """The endless training batches of one process; `get_state` and `set_state` make them resumable.
-
-    Close it when it is no longer needed, or use it in a `with` statement: it may have worker processes.
-    """
-
-    def __init__(self, source: "_BatchSource", identity: dict[str, object], *, num_workers: int, prefetch: int):
-        self._source, self._identity = source, identity
-        self._num_workers, self._prefetch = num_workers, prefetch
-        self._next_batch = 0
-        self._running: list = []  # grain's iterator, once it is started
-        # At the end of the program, too: before the modules that grain needs for closing are gone.
-        weakref.finalize(self, _close, self._running)
-
-    def __next__(self) -> Batch:
-        if not self._running:
-            self._running.append(_start(self._source, self._next_batch, self._num_workers, self._prefetch))
-        batch = next(self._running[0])
-        self._next_batch += 1
-        return batch
-
-    def get_state(self) -> dict[str, object]:
-        """Returns what `set_state` needs, as JSON: the next batch, and what decides which batch that is."""
-        return {"next_batch": self._next_batch, **self._identity}
-
-    def set_state(self, state: dict[str, object]) -> None:
-        """Goes on at the batch of `state`, with any number of workers and processes.
-
-        Raises DataError that names what differs if `state` belongs to other batches.
-        """
-        if not isinstance(state, dict) or type(state.get("next_batch")) is not int or state["next_batch"] < 0:
-            raise DataError(f"this is not the state of a data iterator: {state!r}")
-        differing = [
-            f"{name} (saved {state.get(name)!r}, now {value!r})"
-            for name, value in self._identity.items()
-            if state.get(name) != value
-        ]
-        if differing:
-            raise DataError("the data are not those of the saved state; different: " + ", ".join(differing))
-        self.close()
-        self._next_batch = state["next_batch"]
-
-    def close(self) -> None:
-        """Ends threads and worker processes. The next batch, if asked for, starts them again."""
-        _close(self._running)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
 def train_batches(
-    cache: TokenCache,
+    corpus: TokenCache | Examples,
     *,
     tokenizer: Tokenizer,
     length: int,
@@ -182,9 +178,10 @@ def train_batches(
     num_workers: int = 0,
     prefetch: int = 4,
 ) -> Batches:
-    """Returns this process's part of the training batches: see `data.batches` for what is in one.
+    """Returns this process's part of the training batches: `batches.py` and `task_batches.py` say what is in one.
 
     Args:
+      corpus: of a task, examples that were made with the same tokenizer, length, objective and stack.
       tokenizer: has the special tokens that the objective needs, see `objective_tokenizer`.
       objective, stack, target_length, decoder_start_id: see `BatchMaker`.
       batch_size: rows of the global batch; process p has rows p·B/n … (p+1)·B/n of it.
@@ -194,103 +191,81 @@ def train_batches(
     if batch_size % process_count:
         raise DataError(f"batch_size {batch_size} is not divisible by the number of processes, {process_count}")
     rows = batch_size // process_count
-    maker = BatchMaker(
-        objective, tokenizer, length, attend_across_documents, seed, stack, target_length, decoder_start_id
-    )
-    source = _BatchSource(
-        TrainWindows(cache, length=maker.text_length, seed=seed, duplicates=num_static_masks(objective)),
-        maker,
-        batch_size=batch_size,
-        first_row=rows * process_index,
-        rows=rows,
-    )
+    part = slice(rows * process_index, rows * (process_index + 1))
+    maker: BatchMaker | TaskBatchMaker
+    if isinstance(corpus, Examples):
+        _check_examples(corpus, tokenizer, length, objective, stack, target_length)
+        maker = TaskBatchMaker(without_records(corpus), is_training=True, seed=seed, decoder_start_id=decoder_start_id)
+        make = partial(_example_batch, maker, ExampleOrder(corpus.lengths, batch_size, seed), part)
+    else:
+        maker = BatchMaker(
+            objective, tokenizer, length, attend_across_documents, seed, stack, target_length, decoder_start_id
+        )
+        windows = TrainWindows(corpus, length=maker.text_length, seed=seed, duplicates=num_static_masks(objective))
+        make = partial(_window_batch, maker, windows, batch_size, part)
     identity = {
-        "cache": cache.key,
+        "cache": corpus.key,
         "tokenizer": tokenizers.fingerprint(tokenizer),
         "seed": seed,
         "batch_size": batch_size,
         "length": length,
         "attend_across_documents": attend_across_documents,
-        "objective": _identity(maker),
+        "objective": _identity(objective, stack, target_length, decoder_start_id),
     }
-    return Batches(source, identity, num_workers=num_workers, prefetch=prefetch)
+    return Batches(make, identity, num_workers=num_workers, prefetch=prefetch)
 
 
-def _identity(maker: BatchMaker) -> dict[str, object] | None:
+def _window_batch(maker: BatchMaker, windows: TrainWindows, batch_size: int, part: slice, step: int) -> Batch:
+    return maker.batch(windows, step * batch_size + part.start, part.stop - part.start)
+
+
+def _example_batch(maker: TaskBatchMaker, order: ExampleOrder, part: slice, step: int) -> Batch:
+    return maker.batch(*order.batch(step), part)
+
+
+def _check_examples(
+    examples: Examples,
+    tokenizer: Tokenizer,
+    length: int,
+    objective: Objective,
+    stack: Stack,
+    target_length: int | None,
+) -> None:
+    """Raises DataError unless the examples were made for the same model and task."""
+    made = examples.encoder
+    given = {"objective": objective, "length": length, "stack": stack, "target_length": target_length}
+    differing = [name for name, value in given.items() if getattr(made, name) != value]
+    if tokenizers.fingerprint(tokenizer) != tokenizers.fingerprint(made.tokenizer):
+        differing.append("tokenizer")
+    if differing:
+        raise DataError(f"the examples were made with another {' and '.join(differing)} than their batches are to have")
+
+
+def _identity(
+    objective: Objective, stack: Stack, target_length: int | None, decoder_start_id: int | None
+) -> dict[str, object] | None:
     """Returns what decides the examples of a window; None, as in states from before there was a choice: causal_lm."""
-    if maker.objective == _CAUSAL_LM:
+    if objective == _CAUSAL_LM:
         return None
-    more = {"stack": maker.stack, "target_length": maker.target_length, "decoder_start_id": maker.decoder_start_id}
-    return {**maker.objective.model_dump(mode="json"), **more}
-
-
-@dataclass(frozen=True)
-class _BatchSource:
-    """One process's part of each global batch, by the batch's number: what grain reads, in any order."""
-
-    windows: TrainWindows
-    maker: BatchMaker
-    batch_size: int
-    first_row: int
-    rows: int
-    start: int = 0
-
-    def __len__(self) -> int:
-        return _NUM_BATCHES - self.start
-
-    def __getitem__(self, index: int) -> Batch:
-        first = (self.start + int(index)) * self.batch_size + self.first_row
-        return self.maker.batch(self.windows, first, self.rows)
-
-
-def _start(source: _BatchSource, start: int, num_workers: int, prefetch: int):
-    """Returns grain's iterator over the batches from number `start`."""
-    import grain
-    from absl import flags
-
-    from_start = grain.MapDataset.source(_BatchSource(**{**vars(source), "start": start}))
-    threads = 0 if num_workers else min(2, prefetch)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=0 if num_workers else prefetch)
-    dataset = from_start.to_iter_dataset(options)
-    if num_workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which only absl's own main function parses
-        ahead = grain.MultiprocessingOptions(
-            num_workers=num_workers, per_worker_buffer_size=max(1, prefetch // num_workers)
-        )
-        dataset = dataset.mp_prefetch(ahead, worker_init_fn=_start_worker)
-        # Pipes, not shared memory: quick enough for batches, and nothing is left behind by a killed process.
-        dataset = grain.experimental.WithOptionsIterDataset(
-            dataset, grain.experimental.DatasetOptions(min_shm_size=2**62)
-        )
-    return iter(dataset)
-
-
-def _close(running: list) -> None:
-    while running:
-        running.pop().close()
-
-
-def _start_worker(index: int, count: int) -> None:
-    exit_with_parent()
+    more = {"stack": stack, "target_length": target_length, "decoder_start_id": decoder_start_id}
+    return {**objective.model_dump(mode="json"), **more}
 
 
 class EvalBatches:
-    """The batches that show each token of a cache once; can be iterated again and again."""
+    """The batches that show each token of a cache, or each example, once; can be iterated again and again."""
 
-    def __init__(self, windows: EvalWindows, batch_size: int, maker: BatchMaker):
-        self._windows, self._batch_size, self._maker = windows, batch_size, maker
+    def __init__(self, make: Callable[[int], Batch], count: int):
+        self._make, self._count = make, count
 
     def __len__(self) -> int:
-        return (self._windows.num_windows + self._batch_size - 1) // self._batch_size
+        return self._count
 
     def __iter__(self) -> Iterator[Batch]:
-        for index in range(len(self)):
-            yield self._maker.batch(self._windows, index * self._batch_size, self._batch_size)
+        return map(self._make, range(self._count))
 
 
 def eval_batches(
-    cache: TokenCache,
+    corpus: TokenCache | Examples,
     *,
     tokenizer: Tokenizer,
     length: int,
@@ -307,9 +282,24 @@ def eval_batches(
     What is random in an example depends on the number of its window alone, so that every evaluation of a text is
     the same. The last batch is filled up with rows of weight 0. Raises DataError for a stride with an objective
     other than causal_lm.
+
+    A task's examples come in a fixed random order, like lengths together, so that a few batches are a sample of all;
+    the array `example` has their numbers.
     """
     if stride is not None and objective != _CAUSAL_LM:
         raise DataError(f"stride is for the objective causal_lm alone, not for {objective.kind}")
+    if isinstance(corpus, Examples):
+        _check_examples(corpus, tokenizer, length, objective, stack, target_length)
+        task_maker = TaskBatchMaker(corpus, is_training=False, decoder_start_id=decoder_start_id)
+        order = ExampleOrder(corpus.lengths, batch_size, seed=0)
+        return EvalBatches(partial(_filled_batch, task_maker, order), -(-len(corpus) // batch_size))
     maker = BatchMaker(objective, tokenizer, length, attend_across_documents, 0, stack, target_length, decoder_start_id)
-    windows = EvalWindows(cache, length=maker.text_length, stride=stride)
-    return EvalBatches(windows, batch_size, maker)
+    windows = EvalWindows(corpus, length=maker.text_length, stride=stride)
+    make = partial(_window_batch, maker, windows, batch_size, slice(0, batch_size))
+    return EvalBatches(make, -(-windows.num_windows // batch_size))
+
+
+def _filled_batch(maker: TaskBatchMaker, order: ExampleOrder, step: int) -> Batch:
+    """One epoch; what a batch would have of the next is -1."""
+    numbers, epochs = order.batch(step)
+    return maker.batch(np.where(epochs == 0, numbers, -1), epochs)

@@ -147,6 +147,11 @@ class PretrainedTokenizer:
             text.encode()  # a lone surrogate is refused here, and in the same words as by all other tokenizers
         return [np.array(ids, np.int32) for ids in self._backend.encode_batch(list(texts))]
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        text.encode()
+        ids, offsets = self._backend.encode_with_offsets(text)
+        return np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2)
+
     def with_template(self, text: str, pair: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Returns `text`, or a pair of texts, in what the official loader puts around them.
 
@@ -263,6 +268,10 @@ class _TokenizersBackend:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def with_template(self, text: str, pair: str | None) -> tuple[list[int], list[int]]:
         encoding = self._tokenizer.encode(text, pair, add_special_tokens=True)

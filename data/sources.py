@@ -10,12 +10,13 @@ from data.document import DataError, Document, Skipped
 from data.files import find, read_files
 from data.huggingface import fingerprint_huggingface, read_huggingface
 from data.storage import sha256_of_file, write_atomically
+from data.task_config import Records
 
 __all__ = ["DataError", "Document", "Skipped", "fingerprint", "read"]
 
 
 def read(source: Source, skipped: Skipped) -> Iterator[Document]:
-    """Yields the documents of `source` in a fixed order.
+    """Yields the documents of `source` in a fixed order; of records, the field `text`.
 
     Raises DataError for input that cannot be used; with `on_error="skip"`, bad records go to `skipped`
     instead.
@@ -24,6 +25,11 @@ def read(source: Source, skipped: Skipped) -> Iterator[Document]:
         yield from read_files(source, skipped)
     elif isinstance(source, HuggingFace):
         yield from read_huggingface(source)
+    elif isinstance(source, Records):
+        from data.records import as_text, read_records
+
+        for record in read_records(source, {"text": True}, skipped):
+            yield Document(as_text(record.fields["text"], "text"), record.origin)
     else:
         from data import python_docs
 
@@ -39,8 +45,8 @@ def fingerprint(source: Source, cache_dir: str | Path) -> str:
         return fingerprint_huggingface(source)
     memo = _Memo(Path(cache_dir) / "fingerprints.json")
     digest = hashlib.sha256()
-    if isinstance(source, Files):
-        for path in find(source):
+    if isinstance(source, Files | Records):
+        for path in find(source) if isinstance(source, Files) else _record_files(source):
             digest.update(f"{path.name}\n{_file_hash(path, memo)}\n".encode())
     else:
         from data import python_docs
@@ -52,6 +58,13 @@ def fingerprint(source: Source, cache_dir: str | Path) -> str:
         digest.update(memo.known[key].encode())
     memo.save()
     return digest.hexdigest()
+
+
+def _record_files(source: Records) -> list[Path]:
+    from data.record_formats import record_files
+
+    paths = record_files(source)
+    return paths + [paths[0].parent / name for name in source.beside.values()]
 
 
 def _file_hash(path: Path, memo: "_Memo") -> str:

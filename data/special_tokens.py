@@ -84,6 +84,9 @@ class ExtendedTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return self.base.encode_batch(texts)
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.base.encode_with_offsets(text)
+
     def decode(self, ids: Iterable[int]) -> str:
         return self.base.decode(i for i in known_ids(ids, self.vocab_size) if i < self.base.vocab_size)
 

@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 import sentencepiece
 
+from data.characters import byte_offsets
 from data.config import SentencePiece
 from data.document import DataError
 from data.storage import write_atomically
@@ -139,6 +140,23 @@ class SentencePieceTokenizer:
             encoded[i].append(self._newline)
         return encoded
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        if self._newline is None:
+            return piece_offsets(self._processor, text)
+        text.encode()
+        ids, offsets, place = [np.empty(0, np.int32)], [np.empty((0, 2), np.int32)], 0
+        for part in re.split(f"(\n|{_META_SPACE})", text):
+            if part == "\n":
+                found = np.array([self._newline]), np.array([[0, 1]])
+            elif part == _META_SPACE:
+                found = np.array(self._meta_space_bytes), np.array([[0, 1]] * len(self._meta_space_bytes))
+            else:
+                found = piece_offsets(self._processor, part)
+            ids.append(found[0])
+            offsets.append(found[1] + place)
+            place += len(part)
+        return np.concatenate(ids).astype(np.int32), np.concatenate(offsets).astype(np.int32)
+
     def _encode(self, texts: list[str]) -> list[list[int]]:
         try:
             return self._processor.encode(texts, num_threads=1)
@@ -171,6 +189,18 @@ class SentencePieceTokenizer:
         from data.official_export import write_files
 
         write_files(self, folder)
+
+
+def piece_offsets(processor: sentencepiece.SentencePieceProcessor, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids and offsets of one text as `Tokenizer.encode_with_offsets` does."""
+    pieces = processor.encode(text, return_type="proto").pieces
+    ids = np.array([piece.id for piece in pieces], np.int32)
+    in_bytes = np.array([(piece.begin, piece.end) for piece in pieces], np.int64).reshape(-1, 2)
+    for i in range(len(pieces) - 2, -1, -1):  # of a character's bytes only the last one has its place
+        if in_bytes[i, 0] == in_bytes[i, 1] == in_bytes[i + 1, 0] and processor.is_byte(int(ids[i])):
+            in_bytes[i, 1] = in_bytes[i + 1, 1]
+    characters = np.append(byte_offsets(text)[:, 0], len(text)).astype(np.int32)
+    return ids, characters[in_bytes]
 
 
 def _join(parts: Sequence[list[int]], separator: list[int]) -> list[int]:

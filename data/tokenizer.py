@@ -57,6 +57,13 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns `encode` of each text, quicker."""
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `encode` of a text, and the characters that each token stands for: int32 [tokens, 2], start and end.
+
+        A part of a character, such as one of its bytes, stands for all of it; a token that stands for nothing in
+        the text has its start as its end.
+        """
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
 

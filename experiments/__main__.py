@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from data.config import Objective
+from data.task_config import Classification, Regression, SpanAnswering, Tagging, tag_names
 from train.command_line import papers, parse, user_errors, variants
-from train.config import Experiment
+from train.config import Experiment, UserError
+
+if TYPE_CHECKING:
+    from data.rows import Batch
+    from data.tokenizer import Tokenizer
 
 
 def size(experiment: Experiment) -> int:
@@ -30,17 +37,13 @@ def rows() -> list[dict[str, object]]:
     found = []
     for paper, path in papers().items():
         for name, variant in variants(path).items():
-            experiment = variant()
             about = (variant.__doc__ or "").strip().split("\n")[0]
-            found.append(
-                {
-                    "paper": paper,
-                    "variant": f"{paper}:{name}",
-                    "parameters": size(experiment),
-                    "steps": experiment.num_steps,
-                    "about": about,
-                }
-            )
+            try:
+                experiment = variant()
+                numbers = {"parameters": size(experiment), "steps": experiment.num_steps}
+            except UserError:  # a run that it starts from is not there yet
+                numbers = {"parameters": "?", "steps": "?"}
+            found.append({"paper": paper, "variant": f"{paper}:{name}", **numbers, "about": about})
     return found
 
 
@@ -52,7 +55,12 @@ def examples(experiment: Experiment, count: int) -> list[dict[str, str]]:
     from data.pipeline import prepare, train_batches
     from train.objective import example_options
 
-    corpus = prepare(experiment.data, objective=experiment.objective, report=lambda line: print(line, file=sys.stderr))
+    corpus = prepare(
+        experiment.data,
+        objective=experiment.objective,
+        stack=experiment.model.stack,
+        report=lambda line: print(line, file=sys.stderr),
+    )
     options = dict(tokenizer=corpus.tokenizer, batch_size=count, seed=experiment.seed, **example_options(experiment))
     with train_batches(corpus.train, **options) as batches:
         batch = next(batches)
@@ -64,11 +72,35 @@ def examples(experiment: Experiment, count: int) -> list[dict[str, str]]:
         pieces = corpus.tokenizer.pieces(batch[name][row][is_shown[row] > 0])
         return " ".join(pieces).replace("\n", "\\n")
 
-    names = [name for name in batch if name.endswith(("inputs", "targets")) and batch[name].ndim == 2]
-    found = [{name: text(name, row) for name in names} for row in range(count)]
+    labels = [_label(experiment.objective, batch, row, corpus.tokenizer) for row in range(count)]
+    names = [name for name in batch if name.endswith(("inputs", "targets")) and (name != "targets" or not labels[0])]
+    names = [name for name in names if batch[name].ndim == 2]
+    found = [{name: text(name, row) for name in names} | labels[row] for row in range(count)]
     for row, target in enumerate(batch.get("sentence_targets", ())):
         found[row]["sentence_targets"] = str(target)
     return found
+
+
+def _label(objective: Objective, batch: Batch, row: int, tokenizer: Tokenizer) -> dict[str, str]:
+    """What a task asks of a row where that is no text, in words."""
+    target, inputs = batch.get("targets", [])[row : row + 1], batch.get("inputs", [])[row : row + 1]
+    match objective:
+        case Classification(names=names, labels=labels):
+            return {"label": (names or labels)[target[0]]}
+        case Regression():
+            return {"label": f"{target[0]:g}"}
+        case Tagging():
+            places = batch["weights"][row].nonzero()[0]
+            tags = [tag_names(objective)[target[0][place]] for place in places]
+            return {
+                "tags": " ".join(f"{p}/{t}" for p, t in zip(tokenizer.pieces(inputs[0][places]), tags, strict=True))
+            }
+        case SpanAnswering():
+            first, last = target[0]
+            return {
+                "answer": " ".join(tokenizer.pieces(inputs[0][first : last + 1])) if last else "none in this window"
+            }
+    return {}
 
 
 def show(argv: list[str]) -> int:
@@ -97,7 +129,8 @@ def main(argv: list[str]) -> int:
         return 0
     table = Table(box=None, header_style="bold")
     for column in found[0]:
-        table.add_column(column, justify="right" if column in ("parameters", "steps") else "left")
+        is_number = column in ("parameters", "steps")
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=column != "about")
     for row in found:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
     Console().print(table)

@@ -1,6 +1,7 @@
 """Eight CPU devices, quick compilation with a cache, and shape checks at every annotated function boundary."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 # Before JAX is imported. Subprocesses started by tests inherit the same.
@@ -20,10 +21,20 @@ import pytest  # noqa: E402
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-@pytest.fixture
-def wikitext2() -> Path:
-    """Folder of WikiText-2, where the machine has it."""
-    folder = Path(os.environ.get("QUIRE_DATA", SHARED_DATA)) / "language_modeling" / "wikitext2"
-    if not folder.is_dir():
-        pytest.skip(f"WikiText-2 is not at {folder}; set QUIRE_DATA to a folder of datasets")
+@pytest.fixture(scope="session")
+def shared_dataset() -> Callable[[str], Path]:
+    """The folder of a real dataset by its path, such as topic/trec6, where the machine has it."""
+
+    def folder(path: str) -> Path:
+        found = Path(os.environ.get("QUIRE_DATA", SHARED_DATA)) / path
+        if not found.is_dir():
+            pytest.skip(f"{path} is not at {found}; set QUIRE_DATA to a folder of datasets")
+        return found
+
     return folder
+
+
+@pytest.fixture
+def wikitext2(shared_dataset: Callable[[str], Path]) -> Path:
+    """Folder of WikiText-2, where the machine has it."""
+    return shared_dataset("language_modeling/wikitext2")

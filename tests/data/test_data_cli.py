@@ -63,6 +63,8 @@ def test_show_prints_documents_before_and_after_cleaning(corpus, tmp_path, capsy
         ),
         (["tokenizer", "{corpus}", "--kind", "bytes", "--out", "{corpus}/x"], "Not a directory"),
         (["show", "{corpus}", "--tokenizer", "{out}"], "no tokenizer can be read here"),
+        (["records", "{corpus}", "--pattern", "("], "'(' is not a regular expression"),
+        (["records", "{corpus}", "--format", "yaml"], "format: Input should be 'auto', 'jsonl'"),
     ],
 )
 def test_a_mistake_is_one_sentence(corpus, tmp_path, capsys, arguments, message):
@@ -73,6 +75,12 @@ def test_a_mistake_is_one_sentence(corpus, tmp_path, capsys, arguments, message)
     assert output.err.startswith("error: ")
     assert message in output.err
     assert output.err.count("\n") == 1
+
+
+def test_records_are_shown_by_column(tmp_path, capsys):
+    (tmp_path / "a.tsv").write_bytes(b"ham\tsee you \xff\nspam\tbuy\n")
+    assert main(["records", str(tmp_path / "a.tsv"), "--columns", "label,text", "-n", "1"]) == 0
+    assert capsys.readouterr().out == f"--- {tmp_path}/a.tsv:1\nfile: a.tsv\nlabel: ham\ntext: see you ?\n"
 
 
 def test_the_command_line_has_no_traceback(tmp_path):

@@ -329,7 +329,7 @@ def test_rows_of_an_encoder(corpus, attend_across_documents):
 
 def test_static_masks_come_again_with_their_period(corpus):
     objective, seen = MaskedLM(duplicates=3), {}
-    maker = training(corpus, objective)._source.maker
+    maker, *_ = training(corpus, objective)._source.make.args
     windows = TrainWindows(corpus.train, length=maker.text_length, seed=5, duplicates=3)
     epochs = [maker.batch(windows, epoch * windows.num_windows, windows.num_windows) for epoch in range(7)]
     assert len({batch["targets"].tobytes() for batch in epochs}) == 7  # the windows come in another order

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from data import tokenizer as tokenizers
 from data.config import ByteBPE, Bytes, Characters, Pretrained, SentencePiece, WordPiece
 from data.document import DataError
+from data.task_encoding import Template
 
 pytest.importorskip("tokenizers", reason="needs the hf extra")
 
@@ -203,6 +204,28 @@ def test_the_template_is_the_official_one(tokenizer, official):
         assert ids.tolist() == expected["input_ids"]
         if tokenizer.family != "marian":  # whose type ids nothing reads
             assert type_ids.tolist() == expected["token_type_ids"]
+
+
+@pytest.mark.parity
+def test_rows_of_a_task_have_the_official_template(tokenizer):
+    template = Template.official(tokenizer)
+    if template is None:
+        pytest.skip("a template without marks")
+    a, b = tokenizer.encode_batch(["A dog.", "Two cats?"])
+    assert template.around(a).tolist() == tokenizer.with_template("A dog.")[0].tolist()
+    inputs, type_ids = tokenizer.with_template("A dog.", "Two cats?")
+    row = template.pair(a, b)
+    assert row["inputs"].tolist() == inputs.tolist()
+    if type_ids.any() and tokenizer.eos_id in template.between:  # Llama counts from the begin of the second text
+        assert row["sentence_ids"].tolist() == type_ids.tolist()
+
+
+def test_offsets_are_those_of_the_tokens(tokenizer):
+    for text in HARD:
+        ids, offsets = tokenizer.encode_with_offsets(text)
+        assert ids.tolist() == tokenizer.encode(text).tolist()
+        assert offsets.shape == (len(ids), 2) and (offsets >= 0).all() and (offsets <= len(text)).all()
+        assert (offsets[:, 0] <= offsets[:, 1]).all() and (np.diff(offsets[:, 0]) >= 0).all()
 
 
 @pytest.mark.parity

@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import files, python_docs
+from data import python_docs, streams
 from data.config import Files, HuggingFace, PythonDocs
 from data.document import DataError, Skipped
 from data.sources import fingerprint, read
@@ -297,7 +297,7 @@ def test_spans_are_for_text_files(tmp_path):
 
 
 def test_a_line_over_the_cap(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(streams, "MAX_LINE_BYTES", 2**20)
     path = write(tmp_path / "a.txt", b"a\n" + b"x" * 3 * 2**20 + b"\nb\n")
     assert error_of(path, document="line") == f"{path}:2: the line is longer than 1 MiB"
     skipped = Skipped()
