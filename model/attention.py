@@ -68,6 +68,14 @@ class KVCache:
         is_real = jnp.zeros((config.num_layers, batch, memory_length), bool)
         return cls(zeros(length), zeros(length), zeros(memory_length), zeros(memory_length), is_real)
 
+    def repeat(self, times: int) -> KVCache:
+        """Every row `times` times, one after another; what is attended to in the encoder stays as it is."""
+        return self.replace(key=jnp.repeat(self.key, times, axis=1), value=jnp.repeat(self.value, times, axis=1))
+
+    def take(self, rows: Int[Array, "rows"]) -> KVCache:
+        """The rows of these numbers; what is attended to in the encoder stays as it is."""
+        return self.replace(key=self.key[:, rows], value=self.value[:, rows])
+
     def write(self, key: Array, value: Array, positions: Int[Array, "batch length"]) -> KVCache:
         """One layer's cache with `key` and `value` [batch, length, kv_heads, head_dim] put at `positions`."""
         rows = jnp.arange(positions.shape[0])[:, None]
@@ -93,7 +101,7 @@ def attend(
 
     `is_causal` (and the config's sliding window) count only where there is no `mask`.
     """
-    scale = config.attention_scale or config.size_of_head**-0.5
+    scale = _scale(config)
     is_causal = is_causal and mask is None
     if dropout_key is not None or sinks is not None or config.attention_logit_cap:
         return _attend_written_out(query, key, value, config, scale, mask, bias, is_causal, sinks, dropout_key)
@@ -109,6 +117,10 @@ def attend(
         local_window_size=window,
         implementation=_implementation(query, mask, bias, config),
     )
+
+
+def _scale(config: TransformerConfig) -> float:
+    return config.attention_scale or config.size_of_head**-0.5
 
 
 def _implementation(query: Array, mask: Array | None, bias: Array | None, config: TransformerConfig) -> str:
@@ -130,6 +142,26 @@ def _implementation(query: Array, mask: Array | None, bias: Array | None, config
 def _attend_written_out(query, key, value, config, scale, mask, bias, is_causal, sinks, dropout_key):
     """The same formula with what the library's kernels lack: dropped weights, capped logits, sinks."""
     batch, length, heads, head_dim = query.shape
+    weights = attention_weights(query, key, config, scale, mask, bias, is_causal, sinks)
+    if dropout_key is not None:
+        keep = 1.0 - config.attention_dropout_rate
+        weights = jnp.where(jax.random.bernoulli(dropout_key, keep, weights.shape), weights / keep, 0.0)
+    weights = weights.astype(value.dtype).reshape(batch, key.shape[2], -1, length, key.shape[1])
+    return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(batch, length, heads, head_dim)
+
+
+def attention_weights(
+    query: Float[Array, "batch query heads head_dim"],
+    key: Float[Array, "batch key kv_heads head_dim"],
+    config: TransformerConfig,
+    scale: float,
+    mask: Bool[Array, "batch 1 #query key"] | None = None,
+    bias: Float[Array, "#batch heads query key"] | None = None,
+    is_causal: bool = False,
+    sinks: Float[Array, "heads"] | None = None,
+) -> Float[Array, "batch heads query key"]:
+    """How much of each key every query takes, float32; they sum to 1, less what `sinks` take."""
+    batch, length, heads, head_dim = query.shape
     kv_heads, groups = key.shape[2], heads // key.shape[2]
     query = query.reshape(batch, length, kv_heads, groups, head_dim)
     logits = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32) * scale
@@ -144,19 +176,15 @@ def _attend_written_out(query, key, value, config, scale, mask, bias, is_causal,
     if sinks is not None:
         column = jnp.broadcast_to(sinks.astype(jnp.float32)[:, None, None], (batch, heads, length, 1))
         logits = jnp.concatenate([logits, column], axis=-1)
-    weights = jax.nn.softmax(logits, axis=-1)[..., : key.shape[1]]
-    if dropout_key is not None:
-        keep = 1.0 - config.attention_dropout_rate
-        weights = jnp.where(jax.random.bernoulli(dropout_key, keep, weights.shape), weights / keep, 0.0)
-    weights = weights.astype(value.dtype).reshape(batch, kv_heads, groups, length, key.shape[1])
-    return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(batch, length, heads, head_dim)
+    return jax.nn.softmax(logits, axis=-1)[..., : key.shape[1]]
 
 
 class Attention(nn.Module):
     """Projections around `attend`; returns the output and the layer's updated cache (None without one).
 
     With `is_cross`, keys and values come from the encoder: from `inputs.memory` where it is given, and are then
-    put into the cache, else from the cache.
+    put into the cache, else from the cache, where a source may serve several rows that follow one another. The
+    weights, averaged over the heads, are among the "intermediates".
     """
 
     config: TransformerConfig
@@ -186,10 +214,15 @@ class Attention(nn.Module):
                     cache = cache.replace(memory_key=key, memory_value=value, memory_mask=is_real)
             else:
                 key, value, mask = cache.memory_key, cache.memory_value, cache.memory_mask[:, None, None, :]
+                # The hypotheses of one source are queries side by side: what they attend to is there once.
+                query = query.reshape(key.shape[0], -1, *query.shape[2:])
         sinks = None
         if config.attention_sinks:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))
             sinks = self.param("sinks", zeros, (config.num_heads,), jnp.dtype(config.param_dtype))
+        if self.is_cross and self.is_mutable_collection("intermediates"):
+            weights = attention_weights(query, key, config, _scale(config), mask, sinks=sinks)
+            self.sow("intermediates", "weights", weights.mean(axis=1))
         drops = config.attention_dropout_rate and not self.deterministic
         attended = attend(
             query,
@@ -210,7 +243,7 @@ class Attention(nn.Module):
             use_bias=config.biased_attention == "all",
             init_scale=residual_scale(config),
             name="out",
-        )(attended)
+        )(attended.reshape(*x.shape[:2], *attended.shape[2:]))
         return output, cache
 
     def _keys_and_values(self, x: Array) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ import pytest
 from model import decoding
 from model.attention import KVCache
 from model.config import TransformerConfig
-from model.decoding import Sampling
+from model.decoding import UNCONSTRAINED, Constraints, Sampling
 from model.transformer import Decoder
 
 VOCAB, LENGTH = 24, 16
@@ -35,7 +35,10 @@ def keys(batch: int, seed: int = 0) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(batch))
 
 
-def write(model, params, prompts, num_tokens, sampling, *, chunk=4, seed=0, row_keys=None, eos_id=VOCAB + 1):
+def write(
+    model, params, prompts, num_tokens, sampling, *, chunk=4, seed=0, row_keys=None, eos_id=VOCAB + 1,
+    constraints=UNCONSTRAINED, allowed=np.ones(VOCAB, bool),  # noqa: B008 (never changed)
+):  # fmt: skip
     """`num_tokens` tokens after each prompt, as a list of lists."""
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     tokens = np.zeros((len(prompts), lengths.max()), np.int32)
@@ -45,9 +48,8 @@ def write(model, params, prompts, num_tokens, sampling, *, chunk=4, seed=0, row_
     state = decoding.read(model, params, state, tokens, lengths)
     parts = []
     for _ in range(-(-num_tokens // chunk)):
-        state, part = decoding.decode(
-            model, params, state, np.ones(VOCAB, bool), num_steps=chunk, eos_id=eos_id, sampling=sampling
-        )
+        options = dict(num_steps=chunk, eos_id=eos_id, sampling=sampling, constraints=constraints)
+        state, part = decoding.decode(model, params, state, allowed, **options)
         parts.append(np.asarray(part))
     return np.concatenate(parts, axis=1)[:, :num_tokens].tolist()
 
@@ -61,11 +63,11 @@ def test_cached_logits_equal_uncached(positions, num_kv_heads, window):
     expected = jax.jit(model.apply)({"params": params}, tokens)
     prefill, decode_step = (jax.jit(f, static_argnums=0) for f in (decoding.prefill, decoding.decode_step))
     lengths = jnp.array([7, 4])  # the last three tokens of row 1 are padding to `prefill`
-    logits, cache = prefill(model, params, tokens[:, :7], lengths, KVCache.empty(model.config, 2, LENGTH))
+    logits, cache, _ = prefill(model, params, tokens[:, :7], lengths, KVCache.empty(model.config, 2, LENGTH))
     for step in range(6):
         places = lengths + step - 1
         np.testing.assert_allclose(logits, expected[jnp.arange(2), places], atol=1e-5, rtol=1e-5)
-        logits, cache = decode_step(model, params, tokens[jnp.arange(2), places + 1], places + 1, cache)
+        logits, cache, _ = decode_step(model, params, tokens[jnp.arange(2), places + 1], places + 1, cache)
 
 
 def test_rows_of_length_zero_are_left_alone():
@@ -139,6 +141,99 @@ def test_only_allowed_tokens_are_written():
         state = decoding.read(model, params, state, np.array([[3], [4]], np.int32), np.array([1, 1]))
         _, written = decoding.decode(model, params, state, allowed, num_steps=8, eos_id=3, sampling=sampling)
         assert set(np.asarray(written).ravel().tolist()) <= {5, 6}
+
+
+# Constraints -----------------------------------------------------------------------------------------------
+
+
+def free_to_follow(text, num_written, constraints, eos_id=3, allowed=range(VOCAB)) -> set[int]:
+    """By their definitions."""
+    if constraints.first_token is not None and num_written == 0:
+        return {constraints.first_token}
+    n = constraints.no_repeat_ngram
+    known = {tuple(text[i : i + n]) for i in range(len(text) - n + 1)} if n else set()
+    ends_too_early = num_written < constraints.min_new_tokens
+    return {t for t in allowed if tuple([*text, t][-n:]) not in known and not (t == eos_id and ends_too_early)}
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 9])
+def test_constraints_leave_what_their_definitions_leave(n):
+    rng = np.random.default_rng(n)
+    lengths = np.array([0, 1, 2, 7, 9, 9], np.int32)
+    num_written = np.minimum(lengths, [0, 0, 2, 5, 3, 4]).astype(np.int32)
+    text = rng.integers(3, 6, (6, 9)).astype(np.int32)  # also beyond the lengths
+    constraints = Constraints(no_repeat_ngram=n, min_new_tokens=4, first_token=20)
+    logits = rng.normal(size=(6, VOCAB)).astype(np.float32)
+    allowed = np.arange(VOCAB) < 10
+    constrain = jax.jit(decoding.constrain, static_argnums=(5, 6))
+    masked = np.asarray(constrain(logits, allowed, text, lengths, num_written, constraints, 3))
+    for row in range(6):
+        rest = text[row, : lengths[row]].tolist()
+        free = sorted(free_to_follow(rest, num_written[row], constraints, allowed=range(10)))
+        assert np.flatnonzero(masked[row] > -np.inf).tolist() == free
+        np.testing.assert_array_equal(masked[row, free], logits[row, free])
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0.0), Sampling(temperature=1.5, top_k=5)])
+def test_texts_obey_in_any_chunks(sampling):
+    model, params = tiny()
+    prompts, constraints = [[3, 4, 5, 3], [6, 6]], Constraints(no_repeat_ngram=2, min_new_tokens=6, first_token=9)
+    options = dict(constraints=constraints, eos_id=7)
+    texts = write(model, params, prompts, 12, sampling, **options)
+    assert texts == write(model, params, prompts, 12, sampling, chunk=1, **options)
+    assert texts != write(model, params, prompts, 12, sampling, eos_id=7)
+    for prompt, text in zip(prompts, texts, strict=True):
+        text = [token for token in text if token >= 0]
+        for i, token in enumerate(text):
+            assert token in free_to_follow(prompt + text[:i], i, constraints, eos_id=7)
+
+
+def test_a_row_that_nothing_may_follow_is_done_and_others_go_on():
+    model, params = tiny()
+    few = np.isin(np.arange(VOCAB), [5, 6])
+    options = dict(constraints=Constraints(no_repeat_ngram=1), allowed=few)
+    once, twice = write(model, params, [[5, 3], [3, 4]], 8, Sampling(temperature=0.0), **options)
+    assert once == [6] + [-1] * 7
+    assert sorted(twice[:2]) == [5, 6] and twice[2:] == [-1] * 6
+
+
+def test_log_probability_is_the_models_own():
+    """Of what was chosen under constraints and at another temperature; and only up to the row's limit."""
+    model, params = tiny()
+    prompt = np.array([[3, 4]], np.int32)
+    state = decoding.read(model, params, decoding.start(model.config, keys(1), LENGTH), prompt, np.array([2]))
+    state = state.replace(limits=jnp.array([9]))
+    sampling, constraints = Sampling(temperature=0.7), Constraints(no_repeat_ngram=2)
+    allowed = np.arange(VOCAB) > 3
+    for _ in range(3):
+        state, written = decoding.decode(
+            model, params, state, allowed, num_steps=4, eos_id=VOCAB, sampling=sampling, constraints=constraints
+        )
+    assert state.lengths[0] == 9 and written.tolist() == [[-1] * 4]
+    steps = jax.nn.log_softmax(jax.jit(model.apply)({"params": params}, state.text)[0])
+    expected = sum(float(steps[place - 1, state.text[0, place]]) for place in range(2, 9))
+    np.testing.assert_allclose(state.log_probability[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parity
+def test_ngrams_are_those_of_hugging_face():
+    torch = pytest.importorskip("torch")
+    generation = pytest.importorskip("transformers.generation")
+    rng = np.random.default_rng(0)
+    text, logits = rng.integers(0, 4, (5, 12)), rng.normal(size=(5, VOCAB)).astype(np.float32)
+    lengths, everything = np.full(5, 12, np.int32), np.ones(VOCAB, bool)
+    constrain = jax.jit(decoding.constrain, static_argnums=(5, 6))
+    for n in (1, 2, 3, 4):
+        expected = generation.NoRepeatNGramLogitsProcessor(n)(torch.tensor(text), torch.tensor(logits))
+        constraints = Constraints(no_repeat_ngram=n)
+        found = constrain(logits, everything, text, lengths, lengths, constraints, 3)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("wrong", [dict(no_repeat_ngram=-1), dict(min_new_tokens=-2), dict(first_token=-1)])
+def test_meaningless_constraints_are_refused_with_their_name(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at least 0, not -"):
+        Constraints(**wrong)
 
 
 # Choosing, on a known distribution -------------------------------------------------------------------------
