@@ -173,12 +173,17 @@ class TransformerConfig(_Part):
     heads: tuple[Head, ...] = Field(
         ("lm",),
         description="What is read off the last layer. lm: a distribution over the vocabulary; of an encoder also "
-        "sentence_pair (next sentence, sentence order), sequence and choice (from the pooled first token), "
+        "sentence_pair (next sentence, sentence order), sequence and choice (from the pooled text), "
         "tokens, span, detection (replaced tokens).",
     )
     num_labels: int = Field(2, gt=0, description="Outputs of the sequence and tokens heads; regression: 1.")
+    pooling: Literal["first", "mean", "max"] = Field(
+        "first",
+        description="One vector of a text: the first token's (BERT), or the mean or maximum over its tokens "
+        "(Reimers & Gurevych 2019).",
+    )
     pooler: Literal["none", "tanh", "gelu", "relu"] = Field(
-        "none", description="Activation of a dense layer over the first token (BERT, RoBERTa: tanh, ELECTRA: gelu)."
+        "none", description="Activation of a dense layer over that vector (BERT, RoBERTa: tanh, ELECTRA: gelu)."
     )
     tie_embeddings: bool = Field(True, description="Output projection = input embedding table (Press & Wolf 2017).")
     head_transform: bool = Field(False, description="Dense layer, activation and norm before the output (BERT).")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from model.config import TransformerConfig
 from model.layers import ACTIVATIONS, Embedding, Norm, Projection, kernel_init, softcap
@@ -42,10 +42,28 @@ class LMHead(nn.Module):
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
 
+def pool(
+    x: Float[Array, "batch length embed"], segment_ids: Int[Array, "batch length"] | None, pooling: str
+) -> Float[Array, "batch 1 embed"]:
+    """One vector of each text: its first token's, or the mean or maximum over its tokens; padding (0) is left out.
+
+    Sentence-BERT's choices (Reimers & Gurevych 2019, section 3). A row of padding alone has 0 as mean and maximum.
+    """
+    if pooling == "first":
+        return x[:, :1]
+    is_real = jnp.ones((*x.shape[:2], 1), bool) if segment_ids is None else (segment_ids > 0)[..., None]
+    if pooling == "mean":
+        count = is_real.sum(axis=1, keepdims=True)
+        total = jnp.where(is_real, x, 0).sum(axis=1, keepdims=True, dtype=jnp.float32)
+        return (total / jnp.maximum(count, 1)).astype(x.dtype)
+    greatest = jnp.where(is_real, x, -jnp.inf).max(axis=1, keepdims=True)
+    return jnp.where(is_real.any(axis=1, keepdims=True), greatest, 0)
+
+
 class EncoderHeads(nn.Module):
     """All heads of an encoder but the vocabulary's: {head: output}.
 
-    pooled: [batch, embed], the first token's state, through a dense layer where `pooler` names its activation.
+    pooled: [batch, embed], one vector of the text (`pool`), through a dense layer where `pooler` names its activation.
     sentence_pair: [batch, 2] logits, next sentence (Devlin et al. 2019) or sentence order (Lan et al. 2020).
     sequence: [batch, num_labels] logits, or the estimates of a regression.
     choice: [batch] scores; the rows of one question's choices compete in a softmax.
@@ -58,25 +76,27 @@ class EncoderHeads(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch length embed"]) -> dict[str, Array]:
+    def __call__(
+        self, x: Float[Array, "batch length embed"], segment_ids: Int[Array, "batch length"] | None
+    ) -> dict[str, Array]:
         config = self.config
         drop = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)
 
         def linear(name: str, y: Array, features: int) -> Array:
             return Projection(config, (features,), ("features",), name=name)(y)
 
-        first = x[:, :1]
+        pooled = pool(x, segment_ids, config.pooling)
         if config.pooler != "none":
-            first = ACTIVATIONS[config.pooler](linear("pooler", first, config.embed_dim))
-        outputs = {"pooled": first[:, 0]}
+            pooled = ACTIVATIONS[config.pooler](linear("pooler", pooled, config.embed_dim))
+        outputs = {"pooled": pooled[:, 0]}
         for head in config.heads:
             match head:
                 case "sentence_pair":
-                    outputs[head] = linear(head, drop(first), 2)[:, 0]
+                    outputs[head] = linear(head, drop(pooled), 2)[:, 0]
                 case "sequence":
-                    outputs[head] = linear(head, drop(first), config.num_labels)[:, 0]
+                    outputs[head] = linear(head, drop(pooled), config.num_labels)[:, 0]
                 case "choice":
-                    outputs[head] = linear(head, drop(first), 1)[:, 0, 0]
+                    outputs[head] = linear(head, drop(pooled), 1)[:, 0, 0]
                 case "tokens":
                     outputs[head] = linear(head, drop(x), config.num_labels)
                 case "span":

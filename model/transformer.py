@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         x = self.encoder.embed(self.token_embedding(tokens), positions, sentence_ids, deterministic)
         inputs, distance = stack.bidirectional(self.config, positions, segment_ids)
         x, _ = self.encoder(x, inputs, distance, deterministic=deterministic)
-        outputs = {"hidden": x} | EncoderHeads(self.config, deterministic, name="heads")(x)
+        outputs = {"hidden": x} | EncoderHeads(self.config, deterministic, name="heads")(x, segment_ids)
         if "lm" in self.config.heads:
             outputs["lm"] = self.head(x, self.token_embedding)
         return outputs
@@ -239,7 +239,7 @@ class ReplacedTokenDetector(nn.Module):
         logits = self.head(run(self.generator, tokens), self.token_embedding)
         sampled = jax.random.categorical(self.make_rng("sample"), jax.lax.stop_gradient(logits).astype(jnp.float32))
         corrupted = jnp.where(jnp.asarray(weights) > 0, sampled, targets).astype(jnp.int32)
-        outputs = EncoderHeads(self.config, deterministic, name="heads")(run(self.encoder, corrupted))
+        outputs = EncoderHeads(self.config, deterministic, name="heads")(run(self.encoder, corrupted), segment_ids)
         return {"lm": logits, "detection": outputs["detection"], "replaced": corrupted != targets}
 
 

@@ -4,7 +4,7 @@ A checkpoint is a folder `checkpoints/STEP/`:
 
     params/ ema/ optimizer/   one orbax tree each, sharded on the way in, readable by plain orbax
     config.json tokenizer/    what is needed to use them
-    manifest.json             next_step, data position, validation loss, SHA-256 of every file and every array
+    manifest.json             next_step, data position, validation measures, SHA-256 of every file and every array
 
 It is written under a temporary name in a background thread, the manifest last, flushed to disk, and renamed.
 Array digests are taken from host memory before anything is written, so a restore proves that what is on the
@@ -16,23 +16,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import flax.serialization
-import flax.traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from data.storage import sha256_of_file
 from model import tree
-from train.config import UserError
+from train.config import UserError, lower_is_better
 from train.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every phase; errors are raised anyway
@@ -41,11 +40,14 @@ MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run. One save is in flight at most; `wait` before the process ends."""
+    """The checkpoints of one run, the best by the validation measure `metric`.
 
-    def __init__(self, folder: Path, *, keep_last: int, keep_best: int, verify: bool):
+    One save is in flight at most; `wait` before the process ends.
+    """
+
+    def __init__(self, folder: Path, *, keep_last: int, keep_best: int, verify: bool, metric: str = "loss"):
         self.folder = folder.absolute()
-        self.keep_last, self.keep_best, self.verify = keep_last, keep_best, verify
+        self.keep_last, self.keep_best, self.verify, self.metric = keep_last, keep_best, verify, metric
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._in_flight: Future | None = None
 
@@ -54,10 +56,12 @@ class Checkpoints:
         state: TrainState,
         *,
         data: Mapping[str, Any],
-        validation_loss: float | None,
+        validation: Mapping[str, float] | None,
         write_extras: Callable[[Path], None],
     ) -> None:
         """Copy `state` to host memory and write it in the background; `write_extras(folder)` adds small files.
+
+        `validation`: the measures on validation data, where they were taken at this step.
 
         Raises the error of the previous save, if that failed.
         """
@@ -71,7 +75,7 @@ class Checkpoints:
             "next_step": step,
             "skipped_steps": int(state.skipped_steps),
             "nonfinite_streak": int(state.nonfinite_streak),
-            "validation_loss": validation_loss,
+            "validation": None if validation is None else dict(validation),
             "data": dict(data),
         }
         self._in_flight = self._thread.submit(self._write, step, groups, manifest, write_extras)
@@ -79,7 +83,7 @@ class Checkpoints:
     def save_params(self, params: Any, *, write_extras: Callable[[Path], None]) -> None:
         """Write parameters that come from elsewhere as step 0, from where they lie: no copy of all is made."""
         counters = dict(next_step=0, skipped_steps=0, nonfinite_streak=0)
-        self._write(0, {"params": params}, counters | dict(validation_loss=None, data=None), write_extras)
+        self._write(0, {"params": params}, counters | dict(validation=None, data=None), write_extras)
 
     def wait(self) -> None:
         """Until the save in flight is committed; `UserError` if it could not be written."""
@@ -122,7 +126,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Delete what is neither among the newest nor among the best; runs only after a newer one is committed."""
         steps = self.steps()
-        best = [step for _, step in scored_steps(self.folder)[: self.keep_best]]
+        best = [step for _, step in scored_steps(self.folder, self.metric)[: self.keep_best]]
         keep = {*steps[-self.keep_last :], *best}
         for step in set(steps) - keep:
             doomed = self.folder / f".tmp-delete-{step}"
@@ -134,9 +138,9 @@ class Checkpoints:
         return list_steps(self.folder)
 
     def best(self) -> tuple[float, int] | None:
-        """Lowest validation loss among the committed checkpoints, and its step."""
+        """The best value of the metric among the committed checkpoints, and its step."""
         self.wait()
-        return next(iter(scored_steps(self.folder)), None)
+        return next(iter(scored_steps(self.folder, self.metric)), None)
 
     def discard_unfinished(self) -> None:
         """Remove what a killed process left half written; only for the process that holds the run's lock."""
@@ -214,17 +218,18 @@ def list_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
 
 
-def scored_steps(folder: Path) -> list[tuple[float, int]]:
-    """(validation loss, step) of the checkpoints that were evaluated when saved, best first."""
+def scored_steps(folder: Path, metric: str = "loss") -> list[tuple[float, int]]:
+    """(value of the validation measure `metric`, step) of the checkpoints that have one, best first, then earliest."""
     scored = []
     for step in list_steps(folder):
         try:
-            loss = read_manifest(folder, step)["validation_loss"]
+            value = (read_manifest(folder, step)["validation"] or {}).get(metric)
         except DamagedError:
             continue
-        if loss is not None:
-            scored.append((loss, step))
-    return sorted(scored)
+        if value is not None and math.isfinite(value):
+            scored.append((value, step))
+    sign = 1 if lower_is_better(metric) else -1
+    return sorted(scored, key=lambda pair: (sign * pair[0], pair[1]))
 
 
 def read_manifest(folder: Path, step: int) -> dict[str, Any]:
@@ -237,6 +242,9 @@ def read_manifest(folder: Path, step: int) -> dict[str, Any]:
         raise DamagedError(f"{MANIFEST} differs from what was saved")
     if manifest["next_step"] != step:
         raise DamagedError(f"{MANIFEST} is that of step {manifest['next_step']}")
+    if "validation_loss" in manifest:  # written before there were other measures
+        loss = manifest.pop("validation_loss")
+        manifest["validation"] = None if loss is None else {"loss": loss}
     return manifest
 
 
@@ -304,57 +312,6 @@ def restore_group(
             if _describe(np.asarray(leaf))["sha256"] != saved[key]["sha256"]:
                 raise DamagedError(f"array {name}/{key} differs from what was saved")
     return group
-
-
-def restore_common(folder: Path, params: Any, shardings: Any) -> tuple[Any, list[str], list[str]]:
-    """`params` with every array replaced that the newest checkpoint in `folder` has under the same name.
-
-    Returns also the names of the arrays that stay as they are, and of those in the checkpoint that are not used.
-    A damaged checkpoint is named on stderr and passed over.
-    Raises UserError where shapes differ, or where nothing is in common.
-    """
-    mine, places = tree.named_leaves(params), tree.named_leaves(shardings)
-
-    def restore(step: int, manifest: dict) -> tuple[Any, list[str], list[str]]:
-        name = "ema" if "ema" in manifest["arrays"] else "params"
-        saved = manifest["arrays"][name]
-        common = [key for key in mine if key in saved]
-        if not common:
-            raise UserError(f"init_from: no parameter of {folder.parent} has the name of one of this model's")
-
-        def nested(leaves: Mapping[str, Any]) -> Any:
-            return flax.traverse_util.unflatten_dict({key: leaves[key] for key in common}, sep="/")
-
-        found = restore_group(folder, step, name, nested(mine), nested(places), manifest, verify=True, only_common=True)
-        merged = flax.traverse_util.unflatten_dict(mine | tree.named_leaves(found), sep="/")
-        return merged, [key for key in mine if key not in saved], [key for key in saved if key not in mine]
-
-    return _first_that_verifies(folder, list_steps(folder)[::-1], restore)
-
-
-def restore_params(folder: Path, abstract: Any, shardings: Any, steps: list[int] | None = None) -> tuple[Any, dict]:
-    """Parameters (averaged ones, where kept) of the first of `steps` (newest first by default) that verifies.
-
-    Returns them with the manifest. Checkpoints that do not verify are named on stderr; `UserError` if all fail.
-    """
-
-    def restore(step: int, manifest: dict) -> tuple[Any, dict]:
-        name = "ema" if "ema" in manifest["arrays"] else "params"
-        return restore_group(folder, step, name, abstract, shardings, manifest, verify=True), manifest
-
-    return _first_that_verifies(folder, list_steps(folder)[::-1] if steps is None else steps, restore)
-
-
-def _first_that_verifies(folder: Path, steps: list[int], restore: Callable[[int, dict], Any]) -> Any:
-    """`restore(step, manifest)` of the first of `steps` that is undamaged; see `restore_params`."""
-    problems = []
-    for step in steps:
-        try:
-            return restore(step, verified_manifest(folder, step))
-        except DamagedError as error:
-            problems.append(f"checkpoint {step} does not verify: {error}")
-            print(f"warning: {problems[-1]}", file=sys.stderr)
-    raise UserError(*(problems or [f"{folder.parent} has no checkpoint yet"]))
 
 
 def _describe(array: np.ndarray) -> dict[str, Any]:

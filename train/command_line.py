@@ -153,7 +153,8 @@ def parse(argv: list[str], prog: str = "python -m train") -> Experiment:
 
 _DESCRIPTION = (
     "Train an experiment, or continue it. The same command continues a run that was stopped. "
-    "Any field can be overridden: --model.num-layers 4 --optimizer.kind lion --data.train my.txt"
+    "Any field can be overridden: --model.num-layers 4 --optimizer.kind lion --data.train my.txt. "
+    "--seeds N trains it with N seeds in RUN/seed-N and prints the mean and the spread of their scores."
 )
 
 
@@ -357,12 +358,12 @@ def _missing_files(raw: dict) -> list[str]:
     """Sources, tokenizers and runs that are named but not there."""
     data = raw.get("data") if isinstance(raw.get("data"), dict) else {}
     wanted = []
-    for part in ("train", "validation"):
+    for part in ("train", "validation", "test"):
         sources = data.get(part)
         for i, source in enumerate([sources] if isinstance(sources, (str, dict)) else sources or ()):
             if isinstance(source, str) and source != "python_docs":
                 wanted.append((f"data.{part}.{i}.path", source))
-            elif isinstance(source, dict) and source.get("kind", "files") == "files":
+            elif isinstance(source, dict) and source.get("kind", "files") in ("files", "records"):
                 wanted.append((f"data.{part}.{i}.path", source.get("path")))
     if isinstance(data.get("tokenizer"), dict):
         wanted.append(("data.tokenizer.path", data["tokenizer"].get("path")))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from data.config import ByteBPE, CausalLM, DataConfig, Objective, SentencePiece, WordPiece
+from data.task_config import TASKS, num_outputs
 from model.config import TransformerConfig
 
 
@@ -68,6 +69,13 @@ class _Optimizer(_Part):
     peak_learning_rate: float = Field(1e-3, gt=0, description="Learning rate after warm-up.")
     schedule: Schedule = Field(Cosine(), description="How the learning rate changes over the run.")
     clip_norm: float | None = Field(1.0, gt=0, description="Clip gradients to this global norm; none: never.")
+    layer_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Learning rates fall by this factor from layer to layer, down to the embeddings (ELECTRA: 0.8; "
+        "see train.optimizer.layer_factors): none = one rate for all.",
+    )
 
 
 class Decayed(_Optimizer):
@@ -144,6 +152,52 @@ class Loss(_Part):
     z_loss: float = Field(0.0, ge=0, description="Weight of log(Z)^2, which keeps logits near 0 (PaLM: 1e-4).")
 
 
+class Full(_Part):
+    """All parameters are trained."""
+
+    kind: Literal["full"] = "full"
+
+
+class Frozen(_Part):
+    """Only some parameters are trained: by default the heads of an encoder, which itself stays as it is."""
+
+    kind: Literal["frozen"] = "frozen"
+    train: tuple[str, ...] = Field(
+        (r"heads/.*",), min_length=1, description="What is trained: patterns that must match a whole parameter path."
+    )
+
+
+class LastLayers(_Part):
+    """Only the last layers of the stack (of both, in an encoder-decoder), its last norm and the heads are trained.
+
+    With model.layer_loop=unroll, what the frozen layers below need not compute is left out, too.
+    """
+
+    kind: Literal["last_layers"] = "last_layers"
+    count: int = Field(2, gt=0, description="How many layers of each stack are trained.")
+
+
+class LoRA(_Part):
+    """Low-rank additions to frozen kernels (Hu et al. 2021): kernel + alpha / rank * a b; heads/ is trained as it is.
+
+    `a` starts random and `b` at 0, so that training starts from the model as it was.
+    """
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(8, gt=0, description="Inner width of the additions.")
+    alpha: float = Field(16.0, gt=0, description="The additions are multiplied by alpha / rank.")
+    targets: tuple[str, ...] = Field(
+        (r".*attention/(query|value)/kernel",),
+        min_length=1,
+        description="Kernels that get an addition: patterns that must match a whole parameter path.",
+    )
+    also_train: tuple[str, ...] = Field(
+        (), description="More parameters that are trained as they are: patterns, such as .*/bias."
+    )
+
+
+Tuning = Annotated[Full | Frozen | LastLayers | LoRA, Field(discriminator="kind")]
+
 MESH_AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
@@ -191,19 +245,61 @@ class Checkpointing(_Part):
 
     every: int = Field(1000, gt=0, description="Steps between checkpoints; one more is written at the end.")
     keep_last: int = Field(2, gt=0, description="How many of the newest checkpoints stay.")
-    keep_best: int = Field(1, ge=0, description="How many checkpoints with the lowest validation loss stay besides.")
+    keep_best: int = Field(
+        1, ge=0, description="How many checkpoints stay besides, the best by evaluation.metric on validation data."
+    )
     verify: bool = Field(True, description="Check every file's and array's digest before a checkpoint is trusted.")
 
 
+class Decoding(_Part):
+    """How texts are written when a text-to-text task is scored."""
+
+    beam_size: int = Field(1, gt=0, description="Hypotheses of beam search; 1: greedy.")
+    length_penalty: float = Field(0.6, ge=0, description="Of beam search: alpha of Wu et al. (2016), equation 14.")
+    coverage_penalty: float = Field(0.0, ge=0, description="Of beam search: beta of the same equation.")
+    no_repeat_ngram: int = Field(0, ge=0, description="No n-gram of so many tokens is written twice; 0: all may be.")
+    min_new_tokens: int = Field(0, ge=0, description="Texts are at least so long.")
+    max_new_tokens: int | None = Field(
+        None, gt=0, description="Texts are at most so long: none = data.target_length, or as long as the source may be."
+    )
+
+
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "error")
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a measure of `evaluation.metric` is good when low: losses, perplexities, errors."""
+    return metric.endswith(LOWER_IS_BETTER)
+
+
 class Evaluation(_Part):
-    """What is measured during training."""
+    """What is measured during training and at its end."""
 
     every: int = Field(250, gt=0, description="Steps between evaluations; one more is made at the end.")
     batch_size: int | None = Field(None, gt=0, description="Examples per batch; none = the training batch_size.")
     max_batches: int | None = Field(None, gt=0, description="Validation batches per evaluation; none: all of them.")
+    metric: str = Field(
+        "loss",
+        min_length=1,
+        description="The validation measure by which a checkpoint is the best, such as accuracy; lower is better where "
+        "its name ends in " + ", ".join(LOWER_IS_BETTER) + ".",
+    )
+    patience: int | None = Field(
+        None, gt=0, description="End the run after so many evaluations without a better metric; none: at num_steps."
+    )
+    final: Literal["latest", "best"] = Field("latest", description="The checkpoint that is scored at the end.")
+    average: int | None = Field(
+        None, gt=1, description="Score the mean of the parameters of so many newest checkpoints instead."
+    )
+    decoding: Decoding = Field(Decoding(), description="How texts are written for scores.")
     prompts: tuple[str, ...] = Field(("",), description="Texts continued at the end of the run and in its report.")
     sample_tokens: int = Field(200, ge=0, description="New tokens per prompt; 0: no samples.")
     temperature: float = Field(0.8, ge=0, description="Of those samples; 0: greedy.")
+
+    @property
+    def final_step(self) -> str:
+        """The checkpoint that is scored at the end, as `load_run` takes it."""
+        return self.final if self.average is None else f"average:{self.average}"
 
 
 # Objective → the stacks that can learn it.
@@ -216,6 +312,12 @@ _STACKS = {
     "ul2": ("encoder_decoder", "decoder"),
     "text_infilling": ("encoder_decoder", "decoder"),
     "gap_sentences": ("encoder_decoder", "decoder"),
+    "classification": ("encoder",),
+    "regression": ("encoder",),
+    "tagging": ("encoder",),
+    "span_answering": ("encoder",),
+    "text_to_text": ("encoder_decoder", "decoder"),
+    "dialogue": ("decoder",),
 }
 
 
@@ -232,6 +334,7 @@ class Experiment(_Part):
     objective: Objective = Field(CausalLM(), description="What is predicted from what.")
     data: DataConfig = Field(DataConfig(), description="Text, tokens and batches.")
     optimizer: Optimizer = Field(AdamW(), description="The optimizer and its learning rate.")
+    tuning: Tuning = Field(Full(), description="Which parameters are trained.")
     loss: Loss = Field(Loss(), description="What is minimized.")
     mesh: Mesh = Field(Mesh(), description="Devices and sharding.")
     checkpoint: Checkpointing = Field(Checkpointing(), description="Saving.")
@@ -258,9 +361,10 @@ class Experiment(_Part):
                     f"data.tokenizer.vocab_size={tokenizer.vocab_size} is larger than "
                     f"model.vocab_size={model.vocab_size}"
                 )
-        problems += self._unfit_objective()
-        if self.data.length > model.max_length:
-            problems.append(f"data.length={self.data.length} is longer than model.max_length={model.max_length}")
+        problems += [*self._unfit_objective(), *self._unfit_parameters(), *self._unfit_evaluation()]
+        for field in ("length", "target_length"):
+            if (length := getattr(self.data, field)) is not None and length > model.max_length:
+                problems.append(f"data.{field}={length} is longer than model.max_length={model.max_length}")
         if self.batch_size % self.accumulation_steps:
             problems.append(
                 f"accumulation_steps={self.accumulation_steps} does not divide batch_size={self.batch_size}"
@@ -278,9 +382,48 @@ class Experiment(_Part):
     def _unfit_objective(self) -> list[str]:
         """Why the model's stack cannot learn the objective."""
         kind, stacks = self.objective.kind, _STACKS[self.objective.kind]
-        if self.model.stack in stacks:
-            return []
-        return [f"objective.kind={kind} needs model.stack={' or '.join(stacks)}, not {self.model.stack}"]
+        if self.model.stack not in stacks:
+            return [f"objective.kind={kind} needs model.stack={' or '.join(stacks)}, not {self.model.stack}"]
+        outputs = num_outputs(self.objective)
+        if outputs not in (None, self.model.num_labels):
+            return [f"objective.kind={kind} needs model.num_labels={outputs} here, not {self.model.num_labels}"]
+        return []
+
+    def _unfit_parameters(self) -> list[str]:
+        """Why parameters cannot be told apart by their layer as the tuning or the optimizer asks for."""
+        problems, model = [], self.model
+        if self.optimizer.layer_decay is not None and model.share_layers:
+            problems.append("optimizer.layer_decay needs layers of their own; model.share_layers has one for all")
+        if isinstance(self.tuning, LastLayers):
+            counts = [model.num_layers] + [model.count_of_encoder_layers] * (model.stack == "encoder_decoder")
+            if model.share_layers:
+                problems.append("tuning.kind=last_layers needs layers of their own; model.share_layers has one for all")
+            elif self.tuning.count > min(counts):
+                problems.append(f"tuning.count={self.tuning.count} is more than the {min(counts)} layers of the model")
+        return problems
+
+    def _unfit_evaluation(self) -> list[str]:
+        """Why the checkpoint that is to be scored at the end would not be there."""
+        problems, evaluation, checkpoint = [], self.evaluation, self.checkpoint
+        if evaluation.final == "best" and evaluation.average is not None:
+            problems.append("evaluation.final=best and evaluation.average exclude each other; leave one out")
+        if evaluation.final == "best" and not checkpoint.keep_best:
+            problems.append("evaluation.final=best needs checkpoint.keep_best of at least 1, not 0")
+        if evaluation.average is not None:
+            if evaluation.patience is not None:
+                problems.append("evaluation.patience ends after the best step, so evaluation.average cannot be of use")
+            available = min(checkpoint.keep_last, -(-self.num_steps // checkpoint.every))
+            if evaluation.average > available:
+                problems.append(
+                    f"evaluation.average={evaluation.average} is more than the {available} newest checkpoints that are "
+                    "there at the end; see checkpoint.keep_last, checkpoint.every and num_steps"
+                )
+        return problems
+
+    @property
+    def is_task(self) -> bool:
+        """Whether it learns from labelled records."""
+        return isinstance(self.objective, TASKS)
 
     @property
     def directory(self) -> str:

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from data.objectives import derived_target_length
 from data.pipeline import Corpus, train_batches
 from model import tree
-from train import checkpoint, sharding
-from train.config import Experiment
-from train.metrics import Display, Metrics, flops_per_token, peak_flops
+from train import checkpoint, lora, sharding
+from train.command_line import nearest
+from train.config import Experiment, Full, LoRA, UserError, lower_is_better
+from train.metrics import Display, Metrics, flops_per_token, peak_flops, read_metrics
 from train.objective import check_vocabulary, example_options, make_model
+from train.params import restore_common
 from train.run import RunDirectory
 from train.step import TrainState, compile_train_step, plan_state
 
@@ -54,12 +55,19 @@ class Trainer:
         self.experiment, self.directory, self.corpus = experiment, directory, corpus
         self.mesh, self.evaluators = mesh, evaluators
         check_vocabulary(experiment, corpus.tokenizer)
+        evaluation = experiment.evaluation
+        if "validation" not in evaluators and (evaluation.patience or evaluation.final == "best"):
+            raise UserError(
+                "evaluation: patience and final=best need validation data; name some with data.validation, or hold out "
+                "a part with data.held_out_fraction"
+            )
         options = experiment.checkpoint
         self.checkpoints = checkpoint.Checkpoints(
             directory.path / "checkpoints",
             keep_last=options.keep_last,
             keep_best=options.keep_best,
             verify=options.verify,
+            metric=experiment.evaluation.metric,
         )
         self.checkpoints.discard_unfinished()
         self.model = make_model(experiment)
@@ -69,13 +77,16 @@ class Trainer:
         devices = f"{mesh.size} {mesh.devices.flat[0].device_kind} device(s)"
         axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         size, tokens = tree.count(self.state.params), experiment.batch_size * experiment.data.length
-        print(f"{size:,} parameters on {devices}, {axes}; {tokens:,} tokens a step", flush=True)
+        trained = tree.count(jax.eval_shape(self.plan.trained.select, self.state.params))
+        of_which = f", {trained:,} of them trained," if trained < size else ""
+        most = "at most " if experiment.is_task else ""
+        print(f"{size:,} parameters{of_which} on {devices}, {axes}; {most}{tokens:,} tokens a step", flush=True)
         self.next_step = int(self.state.next_step)
 
     def _start(self) -> TrainState:
         """Take up the newest checkpoint, or another run's parameters, or begin."""
         experiment = self.experiment
-        plan = plan_state(self.model, experiment, self.mesh)
+        self.plan = plan = plan_state(self.model, experiment, self.mesh)
         for note in plan.notes:
             print(f"note: {note}", flush=True)
         self.train_step = compile_train_step(self.model, plan, experiment, self.mesh)
@@ -101,7 +112,7 @@ class Trainer:
         state = plan.init_state()
         if experiment.init_from:
             source = Path(experiment.init_from) / "checkpoints"
-            params, fresh, unused = checkpoint.restore_common(source, state.params, plan.shardings.params)
+            params, fresh, unused = restore_common(source, state.params, plan.shardings.params)
             ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
             state = state.replace(params=params, ema=ema)
             print(f"starting from the parameters of {experiment.init_from}", flush=True)
@@ -115,6 +126,8 @@ class Trainer:
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         self.metrics = Metrics(self.directory.path, self.next_step)
         self.display = Display(self.experiment.num_steps, self.next_step)
+        lines, metric = read_metrics(self.directory.path), self.experiment.evaluation.metric
+        self.history = [m[metric] for line in lines if metric in (m := line.get("validation", {}))]
         try:
             with sharding.use(self.mesh, self.experiment.mesh.rules):
                 self._steps()
@@ -131,43 +144,55 @@ class Trainer:
         # Reading a step's metrics two steps later keeps the device busy. Several CPU devices in one process can
         # deadlock when programs with collectives overlap, so there each step is waited for.
         lag = 0 if self.mesh.devices.flat[0].platform == "cpu" and self.mesh.size > 1 else 2
-        pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        pending: deque[tuple[int, dict[str, jax.Array], float | None]] = deque()
         clock = _Clock(self.metrics.elapsed_seconds)
-        length, target_length = experiment.data.length, 0
-        if experiment.model.stack == "encoder_decoder":
-            target_length = experiment.data.target_length or derived_target_length(experiment.objective, length)
-        flops = flops_per_token(self.state.params, experiment.model, length, target_length)
-        peak = peak_flops(list(self.mesh.devices.flat), experiment.peak_tflops)
+        flops: dict[tuple, float] = {}  # shapes of a batch → FLOPs of a token in it
+        # Of frozen parameters some FLOPs are left out, and which ones is up to the compiler.
+        is_full = isinstance(experiment.tuning, Full)
+        peak = peak_flops(list(self.mesh.devices.flat), experiment.peak_tflops) if is_full else None
 
         def read(until: int) -> None:
             """Look at the metrics of finished steps, oldest first, leaving `until` of them unread."""
             while len(pending) > until:
-                step, arrays = pending.popleft()
+                step, arrays, flops_of_token = pending.popleft()
                 values = {name: x.item() for name, x in jax.device_get(arrays).items()}
                 self._check_finite(step, values)
-                clock.step(values.pop("tokens"))
+                clock.step(values.pop("tokens"), flops_of_token)
                 if step % experiment.log_every == 0 or step == experiment.num_steps:
-                    self._log(step, values, clock.lap(), clock.elapsed, flops, peak)
+                    self._log(step, values, clock, peak)
 
-        while self.next_step < experiment.num_steps:
+        if self._lacks_evaluation():
+            self._save(self._evaluate())
+        while not self._is_finished():
             batch = sharding.place_batch(next(self.batches), placement)
-            self.state, metrics = self.train_step(self.state, batch)
+            shapes = tuple(array.shape for array in batch.values())
+            if is_new := shapes not in flops:
+                read(until=0)
+                flops[shapes] = self._flops_per_token(batch)
+                with clock.stopped():  # it compiles, so this step is not timed
+                    self.state, metrics = jax.block_until_ready(self.train_step(self.state, batch))
+            else:
+                self.state, metrics = self.train_step(self.state, batch)
             self.next_step += 1
-            pending.append((self.next_step, metrics))
+            pending.append((self.next_step, metrics, None if is_new else flops[shapes]))
             read(until=lag)
-            last = self.next_step == experiment.num_steps
-            evaluate = last or self.next_step % experiment.evaluation.every == 0
-            save = last or self.next_step % experiment.checkpoint.every == 0 or self._signal is not None
-            if evaluate or save:
+            signalled = self._signal  # a later signal ends the run after the next step, which is then saved
+            save = self.next_step % experiment.checkpoint.every == 0 or signalled is not None
+            if self._is_evaluation_due() or save:
                 read(until=0)
                 with clock.stopped():
-                    loss = self._evaluate() if evaluate and self._signal is None else None
-                    if save or self._is_best(loss):
-                        self._save(loss)
+                    measured = self._evaluate() if self._is_evaluation_due() and signalled is None else None
+                    if save or self._is_finished() or self._is_best(measured):
+                        self._save(measured)
             self.checkpoints.poll()
-            if self._signal is not None:
+            if signalled is not None:
                 self.checkpoints.wait()
-                raise Interrupted(self._signal, self.next_step)
+                raise Interrupted(signalled, self.next_step)
+
+    def _flops_per_token(self, batch: Mapping[str, jax.Array]) -> float:
+        lengths = {name: array.shape[1] for name, array in batch.items() if name.endswith("inputs")}
+        length = lengths.get("encoder_inputs", lengths.get("inputs"))
+        return flops_per_token(self.state.params, self.experiment.model, length, lengths.get("decoder_inputs", 0))
 
     def _check_finite(self, step: int, values: dict[str, Any]) -> None:
         streak = values.pop("nonfinite_streak")
@@ -182,38 +207,83 @@ class Trainer:
                 "the learning rate or look at the data of these steps. Checkpoints up to there are kept"
             )
 
-    def _log(self, step: int, values: dict, lap: float | None, elapsed: float, flops: float, peak: float | None):
-        if lap is not None:
-            values["tokens_per_second"] = lap
+    def _log(self, step: int, values: dict[str, Any], clock: _Clock, peak: float | None) -> None:
+        rates = clock.lap()
+        if rates is not None:
+            values["tokens_per_second"], flops = rates
             if peak:
-                values["mfu"] = lap * flops / peak
-        self.metrics.write(step, values | {"elapsed_seconds": elapsed})
+                values["mfu"] = flops / peak
+        self.metrics.write(step, values | {"elapsed_seconds": clock.elapsed})
         self.display.update(step, values)
 
-    def _evaluate(self) -> float | None:
-        """Run all evaluators on the averaged parameters where there are any; the validation loss, if measured."""
+    def _is_evaluation_due(self) -> bool:
+        return self.next_step == self.experiment.num_steps or self.next_step % self.experiment.evaluation.every == 0
+
+    def _lacks_evaluation(self) -> bool:
+        """Whether a signal came between the step that is to be evaluated and its evaluation."""
+        if not self.next_step or not self.evaluators or not self._is_evaluation_due():
+            return False
+        lines = read_metrics(self.directory.path)
+        return not any(line["step"] == self.next_step and set(self.evaluators) & set(line) for line in lines)
+
+    def _evaluate(self) -> dict[str, float] | None:
+        """Run all evaluators on the averaged parameters where there are any; the validation measures, if taken."""
         params = self.state.params if self.state.ema is None else self.state.ema
+        if isinstance(self.experiment.tuning, LoRA):
+            params = jax.jit(lora.merge, static_argnums=1)(params, self.experiment.tuning)
         results = {name: evaluator(params) for name, evaluator in self.evaluators.items()}
         if results:
             self.metrics.write(self.next_step, results)
         for name, result in results.items():
             numbers = "  ".join(f"{key} {value:,.4g}" for key, value in result.items())
             self.display.say(f"step {self.next_step}/{self.experiment.num_steps}  {name}: {numbers}")
-        return results.get("validation", {}).get("loss")
+        measured = results.get("validation")
+        if measured is not None:
+            self._check_metric(measured)
+            self.history.append(measured[self.experiment.evaluation.metric])
+            if self._is_out_of_patience():
+                options = self.experiment.evaluation
+                self.display.say(
+                    f"no better {options.metric} in {options.patience} evaluation(s), so the run ends here"
+                )
+        return measured
 
-    def _is_best(self, loss: float | None) -> bool:
-        if loss is None or not math.isfinite(loss) or not self.experiment.checkpoint.keep_best:
+    def _check_metric(self, measured: Mapping[str, float]) -> None:
+        """Raise UserError, after saving what was trained, when the metric of the evaluation is not measured."""
+        metric = self.experiment.evaluation.metric
+        if metric in measured:
+            return
+        self._save(measured)
+        self.checkpoints.wait()
+        raise UserError(
+            f"evaluation.metric: there is no validation measure '{metric}'.{nearest(metric, measured)} Measures: "
+            f"{', '.join(measured)}. The same command with another one continues at step {self.next_step}"
+        )
+
+    def _is_finished(self) -> bool:
+        return self.next_step >= self.experiment.num_steps or self._is_out_of_patience()
+
+    def _is_out_of_patience(self) -> bool:
+        """Whether the evaluations so far, which metrics.jsonl remembers, end the run before its last step."""
+        options = self.experiment.evaluation
+        if options.patience is None:
             return False
-        best = self.checkpoints.best()
-        return best is None or loss < best[0]
+        return evaluations_since_best(self.history, lower_is_better(options.metric)) >= options.patience
 
-    def _save(self, validation_loss: float | None) -> None:
+    def _is_best(self, measured: Mapping[str, float] | None) -> bool:
+        if measured is None or not self.experiment.checkpoint.keep_best:
+            return False
+        best, metric = self.checkpoints.best(), self.experiment.evaluation.metric
+        values = ([] if best is None else [best[0]]) + [measured[metric]]
+        return evaluations_since_best(values, lower_is_better(metric)) == 0
+
+    def _save(self, validation: Mapping[str, float] | None) -> None:
         def write_extras(folder: Path) -> None:
             (folder / "config.json").write_text(self.experiment.model_dump_json(indent=2), "utf-8")
             self.corpus.tokenizer.save(folder / "tokenizer")
 
         data = self.batches.get_state()
-        self.checkpoints.save(self.state, data=data, validation_loss=validation_loss, write_extras=write_extras)
+        self.checkpoints.save(self.state, data=data, validation=validation, write_extras=write_extras)
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         """First: save after the current step and end. Second: end now, nothing more is written."""
@@ -223,33 +293,45 @@ class Trainer:
         self.display.say(f"{signal.Signals(number).name}: saving after this step; again to stop at once")
 
 
+def evaluations_since_best(values: Sequence[float], lower: bool) -> int:
+    """How many of the latest `values` are no better than the best before them; a tie or NaN is no better."""
+    best, count = math.inf, 0
+    for value in values:
+        value = value if lower else -value
+        best, count = (value, 0) if value < best else (best, count + 1)
+    return count
+
+
 class _Clock:
-    """Tokens per second between log lines, without the first step's compilation, evaluations and saves."""
+    """Tokens and FLOPs per second between log lines, without compilation, evaluations and saves."""
 
     def __init__(self, elapsed: float):
         self._before, self._started = elapsed, time.monotonic()
         self._lap_started: float | None = None
-        self._tokens, self._pause = 0.0, 0.0
+        self._tokens, self._flops, self._pause = 0.0, 0.0, 0.0
 
     @property
     def elapsed(self) -> float:
         """Seconds of the whole run, over all its starts."""
         return self._before + time.monotonic() - self._started
 
-    def step(self, tokens: float) -> None:
+    def step(self, tokens: float, flops_of_token: float | None) -> None:
+        """A step is finished; None: it was not timed. The first one starts the clock."""
         if self._lap_started is None:
-            self._lap_started = time.monotonic()
-        else:
+            self._lap_started, self._pause = time.monotonic(), 0.0
+        elif flops_of_token is not None:
             self._tokens += tokens
+            self._flops += tokens * flops_of_token
 
-    def lap(self) -> float | None:
-        """Tokens per second since the last call; None when no timed step lies between."""
+    def lap(self) -> tuple[float, float] | None:
+        """Tokens and FLOPs per second since the last call; None when no timed step lies between."""
         if self._lap_started is None or not self._tokens:
             return None
         now = time.monotonic()
-        rate = self._tokens / max(now - self._lap_started - self._pause, 1e-9)
-        self._lap_started, self._tokens, self._pause = now, 0.0, 0.0
-        return rate
+        seconds = max(now - self._lap_started - self._pause, 1e-9)
+        rates = self._tokens / seconds, self._flops / seconds
+        self._lap_started, self._tokens, self._flops, self._pause = now, 0.0, 0.0, 0.0
+        return rates
 
     @contextmanager
     def stopped(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from data.config import ReplacedTokens
+from data.task_config import Classification, Regression, SpanAnswering, Tagging
 from data.tokenizer import Tokenizer
 from model.transformer import Decoder, Encoder, EncoderDecoder, ReplacedTokenDetector, transformer
 from train import losses
@@ -20,11 +21,22 @@ Model = Decoder | Encoder | EncoderDecoder | ReplacedTokenDetector
 
 
 class Term(NamedTuple):
-    """One part of a loss over a batch: its sum, the sum of its weights, and the weight of what was predicted right."""
+    """One part of a loss over a batch: its sum, the sum of its weights, and the weight of what was predicted right.
+
+    `correct` is None where nothing is right or wrong.
+    """
 
     loss: Float[Array, ""]
     weight: Float[Array, ""]
-    correct: Float[Array, ""]
+    correct: Float[Array, ""] | None
+
+
+_HEADS = {Classification: "sequence", Regression: "sequence", Tagging: "tokens", SpanAnswering: "span"}
+
+
+def main_term(experiment: Experiment) -> str:
+    """The term of the loss that a batch's `targets` are for, named after the head that predicts them."""
+    return _HEADS.get(type(experiment.objective), "lm")
 
 
 def make_model(experiment: Experiment) -> Model:
@@ -39,7 +51,7 @@ def check_heads(experiment: Experiment) -> None:
     objective, heads = experiment.objective, experiment.model.heads
     if experiment.model.stack != "encoder":
         return
-    needed = ("detection",) if isinstance(objective, ReplacedTokens) else ("lm",)
+    needed = ("detection",) if isinstance(objective, ReplacedTokens) else (main_term(experiment),)
     if getattr(objective, "sentence_pairs", "none") != "none":
         needed += ("sentence_pair",)
     if set(needed) - set(heads) or (isinstance(objective, ReplacedTokens) and heads != needed):
@@ -100,6 +112,9 @@ def coefficients(experiment: Experiment) -> dict[str, float]:
     detection = objective.discriminator_weight if isinstance(objective, ReplacedTokens) else 1.0
     return {
         "lm": 1.0,
+        "sequence": 1.0,
+        "tokens": 1.0,
+        "span": 1.0,
         "sentence_pair": 1.0,
         "detection": detection,
         "load_balance": config.load_balance_weight,
@@ -116,7 +131,7 @@ def num_tokens(batch: Batch) -> Float[Array, ""]:
 
 def term_weights(experiment: Experiment, batch: Batch) -> dict[str, Float[Array, ""]]:
     """Term → the sum of its weights over a batch. They do not depend on the parameters."""
-    weights = {"lm": batch["decoder_weights" if "decoder_weights" in batch else "weights"].sum()}
+    weights = {main_term(experiment): batch["decoder_weights" if "decoder_weights" in batch else "weights"].sum()}
     if "sentence_weights" in batch:
         weights["sentence_pair"] = batch["sentence_weights"].sum()
     if isinstance(experiment.objective, ReplacedTokens):
@@ -146,11 +161,9 @@ def loss_terms(
     rngs = {"dropout": key, "sample": jax.random.fold_in(key, 1)}
     inputs = model_inputs(model, batch) | {"deterministic": deterministic}
     outputs, collections = model.apply({"params": params}, **inputs, rngs=rngs, mutable=["losses"])
-    prefix = "decoder_" if "decoder_targets" in batch else ""
-    targets, weights = batch[prefix + "targets"], batch[prefix + "weights"]
     outputs = outputs if isinstance(outputs, dict) else {"lm": outputs}
-    options = (experiment.loss.label_smoothing, experiment.loss.z_loss) if smooth else ()
-    terms = {"lm": _classified(outputs["lm"], targets, weights, *options)}
+    main = main_term(experiment)
+    terms = {main: _main(experiment, outputs[main], batch, smooth)}
     if "sentence_targets" in batch:
         pair = outputs["sentence_pair"][:, None]
         answers, counted = batch["sentence_targets"][:, None], batch["sentence_weights"][:, None]
@@ -160,12 +173,40 @@ def loss_terms(
         loss, weight = losses.binary_cross_entropy(outputs["detection"], outputs["replaced"], is_real)
         right = (outputs["detection"] > 0) == outputs["replaced"]
         terms["detection"] = Term(loss, weight, (right * is_real).sum())
-    rows = jnp.float32(targets.shape[0])
+    rows = jnp.float32(next(iter(batch.values())).shape[0])
     for path, value in jax.tree_util.tree_leaves_with_path(collections.get("losses", {})):
-        terms[path[-1].key] = Term(value.mean() * rows, rows, jnp.float32(0))  # the mean over layers
+        terms[path[-1].key] = Term(value.mean() * rows, rows, None)  # the mean over layers
     return terms
+
+
+def _main(experiment: Experiment, output: Array, batch: Batch, smooth: bool) -> Term:
+    """The term of the batch's `targets`, from the output of its head."""
+    prefix = "decoder_" if "decoder_targets" in batch else ""
+    targets, weights = batch[prefix + "targets"], batch[prefix + "weights"]
+    options = (experiment.loss.label_smoothing, experiment.loss.z_loss) if smooth else ()
+    match experiment.objective:
+        case Classification():
+            return _classified(output[:, None], targets[:, None], weights[:, None], *options)
+        case Regression():
+            return Term(*losses.squared_error(output[:, 0], targets, weights), None)
+        case SpanAnswering():
+            return _answered(output, targets, weights, batch["segment_ids"] > 0, *options)
+    return _classified(output, targets, weights, *options)
 
 
 def _classified(logits: Array, targets: Array, weights: Array, *options: float) -> Term:
     right = logits.argmax(axis=-1) == targets
     return Term(*losses.cross_entropy(logits, targets, weights, *options), (right * weights).sum())
+
+
+def _answered(logits: Array, targets: Array, weights: Array, is_real: Array, *options: float) -> Term:
+    """Mean of the cross entropies of the first and the last token, each among all tokens of its row.
+
+    Devlin et al. (2019), section 4.2. Right is a row with both places right. `logits` [batch, length, 2], `targets`
+    [batch, 2], `weights` [batch], `is_real` [batch, length].
+    """
+    logits, allowed = logits.swapaxes(1, 2), is_real[:, None]
+    halves = jnp.broadcast_to(weights[:, None] / 2, targets.shape)
+    right = (jnp.where(allowed, logits, -jnp.inf).argmax(axis=-1) == targets).all(axis=-1)
+    loss, weight = losses.cross_entropy(logits, targets, halves, *options, allowed=allowed)
+    return Term(loss, weight, (right * weights).sum())

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import Any
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from model import tree
@@ -33,18 +39,21 @@ def learning_rate(optimizer: cfg.Optimizer, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([lambda step: peak * (step + 1) / warmup, after], [warmup])
 
 
-def make_optimizer(optimizer: cfg.Optimizer, num_steps: int, boxed) -> optax.GradientTransformation:
+def make_optimizer(optimizer: cfg.Optimizer, num_steps: int, boxed, trained=None) -> optax.GradientTransformation:
     """Clipping and the optimizer, for parameters in boxes (abstract is enough) that name their dims.
 
+    `trained`: the part of `boxed` that is optimized; all of it by default.
     Raises `UserError` when a `no_decay` pattern matches no parameter.
     """
     rate = learning_rate(optimizer, num_steps)
-    params, decays = tree.unbox(boxed), None
+    trained = boxed if trained is None else trained
+    decays = None
     if isinstance(optimizer, cfg.Decayed):
         try:
-            decays = jax.tree.map(lambda matched: not matched, tree.matches(params, optimizer.no_decay))
+            exempt = tree.named_leaves(tree.matches(tree.unbox(boxed), optimizer.no_decay))
         except ValueError as error:
             raise UserError(f"optimizer.no_decay: {error}") from error
+        decays = _by_name(lambda name, _: not exempt[name], tree.unbox(trained))
     match optimizer:
         case cfg.SGD():
             core = optax.sgd(rate, momentum=optimizer.momentum or None, nesterov=optimizer.nesterov)
@@ -74,23 +83,64 @@ def make_optimizer(optimizer: cfg.Optimizer, num_steps: int, boxed) -> optax.Gra
                 adam_b1=optimizer.b1,
                 adam_b2=optimizer.b2,
                 adam_weight_decay=optimizer.weight_decay,
-                muon_weight_dimension_numbers=_muon_dims(boxed),
+                muon_weight_dimension_numbers=_muon_dims(trained),
                 consistent_rms=0.2,
             )
     clip = optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity()
-    return optax.chain(clip, core)
+    if optimizer.layer_decay is None:
+        return optax.chain(clip, core)
+    factors = layer_factors(optimizer.layer_decay, boxed, trained)
+    scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * jnp.asarray(f, u.dtype), updates, factors))
+    return optax.chain(clip, core, scale)
+
+
+def layer_factors(decay: float, boxed: Any, trained: Any) -> Any:
+    """What each trained parameter's learning rate is multiplied by: layer-wise decay, as in ELECTRA's released code.
+
+    decay ** (n + 2 - depth) with n layers in all. Depth is 0 for all that lies below or beside the layers (embeddings
+    of tokens, positions and sentences, relative biases), 1 … n for the layers, one more than its last layer's for a
+    stack's final norm, and n + 2 for the heads, which so learn at the full rate. An encoder-decoder's layers are
+    counted through, the encoder's first. A stacked parameter has a factor for each layer: an array [layers, 1, …].
+    """
+    shapes = {name: leaf.shape for name, leaf in tree.named_leaves(tree.unbox(boxed)).items()}
+    counts = {name.split("/")[0]: shape[0] for name, shape in shapes.items() if "/layers/" in name}
+    num_layers = counts.get("encoder", 0) + counts.get("decoder", 0)
+
+    def factor(name: str, box: Any) -> np.ndarray:
+        stack, _, part = name.removeprefix("lora/").partition("/")
+        below = counts.get("encoder", 0) if stack == "decoder" else 0
+        depth = np.array(0)
+        if stack in ("head", "heads"):
+            depth = np.array(num_layers + 2)
+        elif part.startswith("final_norm/"):
+            depth = np.array(below + counts[stack] + 1)
+        elif part.startswith("layers/"):
+            shape = box.value.shape  # where not all layers are trained, they are the last
+            depth = below + counts[stack] - np.arange(shape[0])[::-1].reshape(-1, *[1] * (len(shape) - 1))
+        return decay ** (num_layers + 2.0 - depth)
+
+    return _by_name(factor, trained)
+
+
+def kernel_dims(name: str, dims: Sequence[str | None]) -> tuple[int, int]:
+    """How many of a kernel's dims stack layers and experts, and how many of those that follow are its inputs."""
+    stacked = len(list(takewhile(("layers", "experts").__contains__, dims)))
+    return stacked, 2 if name.endswith("/out/kernel") else 1  # attention's output contracts heads and head_dim
 
 
 def _muon_dims(boxed):
     """Which dims of each block's kernel are inputs and outputs; None sends a parameter to AdamW."""
 
-    def dims(path, box):
-        name = tree.path_name(path)
+    def dims(name, box):
         if "/layers/" not in name or not name.endswith("/kernel") or name.endswith("/router/kernel"):
             return None
-        stacked = sum(dim in ("layers", "experts") for dim in box.names)
-        inputs = 2 if name.endswith("/out/kernel") else 1  # attention's output contracts heads and head_dim
+        stacked, inputs = kernel_dims(name, box.names)
         last, count = stacked + inputs, len(box.names)
         return optax.contrib.MuonDimensionNumbers(tuple(range(stacked, last)), tuple(range(last, count)))
 
-    return jax.tree_util.tree_map_with_path(dims, boxed, is_leaf=tree.is_box)
+    return _by_name(dims, boxed)
+
+
+def _by_name(function: Callable[[str, Any], Any], params: Any) -> Any:
+    """`function(name, leaf)` for every leaf, in a tree of the same form; boxes are leaves."""
+    return jax.tree_util.tree_map_with_path(lambda p, x: function(tree.path_name(p), x), params, is_leaf=tree.is_box)

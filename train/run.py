@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from jax.sharding import SingleDeviceSharding
@@ -27,11 +28,12 @@ import model as _model  # noqa: F401  (makes XLA safe on CPU before the first de
 from data import tokenizer as tokenizers
 from data.storage import write_atomically
 from model import tree
-from model.transformer import initialize
 from train import checkpoint
 from train.command_line import read_config
 from train.config import Experiment, UserError, changed_fields
 from train.objective import Model, make_model
+from train.params import restore_params
+from train.tuning import initialize_all
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,24 @@ class Run:
     """Plain nested dict of arrays: the moving average where the experiment keeps one."""
     tokenizer: tokenizers.Tokenizer
     step: int
+    """Of the checkpoint; where several are averaged, of the newest."""
+    averaged: int
+    """Of how many checkpoints `params` are the mean."""
     validation_loss: float | None
+    """Of the checkpoint, where it was measured when that was saved; none of a mean."""
 
     @property
     def reads_prefixes(self) -> bool:
         """Whether a decoder has learned to see all of a prompt at once."""
-        return self.config.model.stack == "decoder" and self.config.objective.kind != "causal_lm"
+        return self.config.model.stack == "decoder" and self.config.objective.kind not in ("causal_lm", "dialogue")
 
 
-def load_run(run: str | Path, step: int | Literal["latest", "best"] = "latest") -> Run:
+def load_run(run: str | Path, step: int | str = "latest") -> Run:
     """Open a run directory on one device, whatever mesh wrote it.
 
-    `step`: a number, "latest", or "best" (lowest validation loss among the checkpoints kept). Files and arrays
-    are checked against their digests; with "latest", a damaged checkpoint is passed over with a warning.
+    `step`: a number, "latest", "best" (by the run's evaluation.metric, among the checkpoints kept), or "average:N",
+    the mean of the parameters of the newest N. Files and arrays are checked against their digests; with "latest" and
+    averages, a damaged checkpoint is passed over with a warning. What LoRA added is merged into the parameters.
     Raises `UserError` when the folder is no run or has no such checkpoint.
 
         run = load_run("runs/quickstart")
@@ -69,28 +76,36 @@ def load_run(run: str | Path, step: int | Literal["latest", "best"] = "latest") 
     config = read_config(directory / "config.json")
     folder = directory / "checkpoints"
     model = make_model(config)
-    abstract = tree.unbox(jax.eval_shape(partial(initialize, model), jax.random.key(0)))
+    abstract = tree.unbox(jax.eval_shape(partial(initialize_all, model, config.tuning), jax.random.key(0)))
     place = SingleDeviceSharding(jax.devices()[0])
     places = jax.tree.map(lambda _: place, abstract)
-    params, manifest = checkpoint.restore_params(folder, abstract, places, _candidates(folder, step))
+    steps, count = _candidates(folder, step, config.evaluation.metric)
+    params, manifest = restore_params(folder, abstract, places, steps, count)
     chosen = manifest["next_step"]
     tokenizer = tokenizers.load(folder / str(chosen) / "tokenizer")
-    return Run(directory, config, model, params, tokenizer, chosen, manifest["validation_loss"])
+    loss = (manifest["validation"] or {}).get("loss") if count == 1 else None
+    return Run(directory, config, model, params, tokenizer, chosen, count, loss)
 
 
-def _candidates(folder: Path, step: int | str) -> list[int]:
-    """Steps to try, in order of preference."""
+def _candidates(folder: Path, step: int | str, metric: str) -> tuple[list[int], int]:
+    """Steps to try, in order of preference, and how many of them to average."""
     steps = checkpoint.list_steps(folder)
     if step == "latest":
-        return steps[::-1]
+        return steps[::-1], 1
     if step == "best":
-        scored = checkpoint.scored_steps(folder)
+        scored = checkpoint.scored_steps(folder, metric)
         if not scored:
-            raise UserError(f"no checkpoint in {folder} has a validation loss; choose 'latest' or a step of {steps}")
-        return [scored[0][1]]
+            raise UserError(
+                f"no checkpoint in {folder} has a validation {metric}; choose 'latest' or a step of {steps}"
+            )
+        return [scored[0][1]], 1
+    if isinstance(step, str) and (average := re.fullmatch(r"average:([1-9]\d*)", step)):
+        if (count := int(average[1])) > len(steps):
+            raise UserError(f"{folder} has {len(steps)} checkpoint(s) to average, not {count}: {steps}")
+        return steps[::-1], count
     if step not in steps:
         raise UserError(f"{folder} has no checkpoint {step}; it has {steps}")
-    return [int(step)]
+    return [int(step)], 1
 
 
 class RunDirectory:

@@ -15,11 +15,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from model import tree
-from model.transformer import initialize
-from train import sharding
+from train import lora, sharding
 from train.config import Experiment, UserError
 from train.objective import Batch, Term, coefficients, loss_terms, num_tokens, term_weights
 from train.optimizer import learning_rate, make_optimizer
+from train.tuning import Trained, initialize_all, trained_parameters
 
 Metrics = dict[str, Array]
 
@@ -30,9 +30,11 @@ class TrainState:
 
     next_step: Int[Array, ""]
     params: Any
+    """Of the model, trained or not, and with LoRA also its factors; `lora.merge` gives the model's own."""
     ema: Any
     """Moving average of `params`, or None when the experiment keeps none."""
     opt_state: Any
+    """Of the trained parameters alone."""
     skipped_steps: Int[Array, ""]
     """Steps skipped so far because loss or gradients were not finite."""
     nonfinite_streak: Int[Array, ""]
@@ -46,6 +48,7 @@ class StatePlan:
     abstract: TrainState
     """Shapes and types."""
     shardings: TrainState
+    trained: Trained
     optimizer: optax.GradientTransformation
     notes: list[str]
     """Sentences about dims that the mesh does not divide."""
@@ -56,19 +59,24 @@ class StatePlan:
 def plan_state(model: nn.Module, experiment: Experiment, mesh: jax.sharding.Mesh) -> StatePlan:
     """Trace initialization abstractly and place every array by rule. The random bits do not depend on the mesh."""
     key = jax.random.key(experiment.seed)
-    boxed = jax.eval_shape(partial(initialize, model), key)
+    boxed = jax.eval_shape(partial(initialize_all, model, experiment.tuning), key)
     specs, notes = sharding.parameter_specs(boxed, mesh, experiment.mesh.rules)
-    optimizer = make_optimizer(experiment.optimizer, experiment.num_steps, boxed)
+    trained = trained_parameters(experiment.tuning, boxed)
+    optimizer = make_optimizer(experiment.optimizer, experiment.num_steps, boxed, trained.select_boxes(boxed))
 
     def init(key) -> TrainState:
-        params = tree.unbox(initialize(model, key))
+        params = tree.unbox(initialize_all(model, experiment.tuning, key))
         zero = jnp.int32(0)
         ema = jax.tree.map(jnp.copy, params) if experiment.ema_decay else None
-        return TrainState(zero, params, ema, optimizer.init(params), zero, zero)
+        return TrainState(zero, params, ema, optimizer.init(trained.select(params)), zero, zero)
 
     abstract = jax.eval_shape(init, key)
     shardings = sharding.state_shardings(abstract, abstract.params, specs, mesh)
-    return StatePlan(abstract, shardings, optimizer, notes, lambda: jax.jit(init, out_shardings=shardings)(key))
+    chosen = jax.eval_shape(trained.select, abstract.params)
+    moments = sharding.state_shardings(abstract.opt_state, chosen, specs, mesh)
+    shardings = shardings.replace(opt_state=moments)
+    init_state = lambda: jax.jit(init, out_shardings=shardings)(key)  # noqa: E731
+    return StatePlan(abstract, shardings, trained, optimizer, notes, init_state)
 
 
 def train_step(
@@ -76,7 +84,7 @@ def train_step(
     batch: Batch,
     *,
     model: nn.Module,
-    optimizer: optax.GradientTransformation,
+    plan: StatePlan,
     schedule: optax.Schedule,
     experiment: Experiment,
 ) -> tuple[TrainState, Metrics]:
@@ -88,32 +96,38 @@ def train_step(
     """
     dropout_key = jax.random.fold_in(jax.random.key(experiment.seed + 1), state.next_step)
     factors = coefficients(experiment)
-    scales = {name: 1.0 / jnp.maximum(weight, 1.0) for name, weight in term_weights(experiment, batch).items()}
+    weights = term_weights(experiment, batch)
+    scales = {name: 1.0 / jnp.where(weight > 0.0, weight, 1.0) for name, weight in weights.items()}
+    trained, average = plan.trained.select(state.params), plan.trained.select(state.ema)
 
-    def loss_fn(params, part: Batch, part_index):
+    def loss_fn(trained, part: Batch, part_index):
+        params = lora.merge(plan.trained.insert(state.params, trained), experiment.tuning)
         terms = loss_terms(experiment, model, params, part, jax.random.fold_in(dropout_key, part_index))
         means = {name: term.loss * scales[name] for name, term in terms.items()}
         return sum(factors[name] * mean for name, mean in means.items()), means
 
-    loss, means, grads = _accumulate(loss_fn, state.params, batch, experiment.accumulation_steps)
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
+    loss, means, grads = _accumulate(loss_fn, trained, batch, experiment.accumulation_steps)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, trained)
     grad_norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-        decay = experiment.ema_decay
-        ema = jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), ema, params)
+    updates, opt_state = plan.optimizer.update(grads, state.opt_state, trained)
+    new = optax.apply_updates(trained, updates)
+    decay = experiment.ema_decay
+    new_average = jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), average, new) if decay else None
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
     # Select, never multiply: 0 * NaN is NaN.
-    kept = jax.tree.map(
+    new, new_average, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
-        (params, ema, opt_state),
-        (state.params, state.ema, state.opt_state),
+        (new, new_average, opt_state),
+        (trained, average, state.opt_state),
     )
     skipped = 1 - finite.astype(jnp.int32)
     new_state = TrainState(
-        state.next_step + 1, *kept, state.skipped_steps + skipped, (state.nonfinite_streak + 1) * skipped
+        state.next_step + 1,
+        plan.trained.insert(state.params, new),
+        plan.trained.insert(state.ema, new_average),
+        opt_state,
+        state.skipped_steps + skipped,
+        (state.nonfinite_streak + 1) * skipped,
     )
     metrics = {
         "loss": loss,
@@ -167,6 +181,6 @@ def compile_train_step(model: nn.Module, plan: StatePlan, experiment: Experiment
             f"{ways * experiment.accumulation_steps}"
         )
     schedule = learning_rate(experiment.optimizer, experiment.num_steps)
-    step = partial(train_step, model=model, optimizer=plan.optimizer, schedule=schedule, experiment=experiment)
+    step = partial(train_step, model=model, plan=plan, schedule=schedule, experiment=experiment)
     data = sharding.batch_sharding(mesh, experiment.mesh.rules)
     return jax.jit(step, in_shardings=(plan.shardings, data), out_shardings=(plan.shardings, None), donate_argnums=0)

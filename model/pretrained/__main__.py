@@ -49,7 +49,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     to_folder = commands.add_parser("export", help="Make a Hugging Face folder of a run.")
     to_folder.add_argument("run", type=Path, metavar="RUN", help="A run directory.")
     to_folder.add_argument("folder", type=Path, metavar="DIR", help="The folder to make.")
-    to_folder.add_argument("--step", default="latest", help="A step, latest or best.")
+    to_folder.add_argument("--step", default="latest", help="A step, latest, best or average:N.")
     to_folder.add_argument("--family", help="Model type to write, such as gpt2; by default the first that fits.")
     to_folder.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="Type of the written tensors.")
     to_folder.add_argument(

@@ -44,7 +44,10 @@ def _shift(state, step):
 
 
 def _save(checkpoints, state, loss=None):
-    checkpoints.save(state, data={}, validation_loss=loss, write_extras=lambda f: ByteTokenizer().save(f / "tokenizer"))
+    validation = None if loss is None else {"loss": loss}
+    checkpoints.save(
+        state, data={}, validation=validation, write_extras=lambda f: ByteTokenizer().save(f / "tokenizer")
+    )
 
 
 @pytest.fixture
@@ -194,7 +197,7 @@ def test_a_save_that_fails_is_reported_and_leaves_no_debris(run, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    checkpoints.save(_shift(states[10], 30), data={}, validation_loss=None, write_extras=full)
+    checkpoints.save(_shift(states[10], 30), data={}, validation=None, write_extras=full)
     with pytest.raises(UserError, match="could not be written .*No space left on device"):
         checkpoints.wait()
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["10", "20", "30"]

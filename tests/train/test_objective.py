@@ -46,7 +46,7 @@ def test_terms_of_unequal_weight_accumulate_to_the_big_batch():
         network = make_model(experiment)
         plan = plan_state(network, experiment, sharding.make_mesh(experiment.mesh))
         schedule = learning_rate(experiment.optimizer, experiment.num_steps)
-        arguments = dict(model=network, optimizer=plan.optimizer, schedule=schedule, experiment=experiment)
+        arguments = dict(model=network, plan=plan, schedule=schedule, experiment=experiment)
         return jax.jit(lambda state, batch: train_step(state, batch, **arguments))(plan.init_state(), batch)[1]
 
     whole, in_parts = step(1), step(4)

@@ -178,7 +178,7 @@ def test_a_run_directory_describes_itself(straight):
     assert list((run / "tensorboard").iterdir())
     (evaluated,) = [line["validation"] for line in read_metrics(run) if line["step"] == 40 and "validation" in line]
     manifest = read_manifest(run / "checkpoints", 40)
-    assert manifest["validation_loss"] == evaluated["loss"]
+    assert manifest["validation"] == evaluated
     assert manifest["next_step"] == 40 and manifest["data"]["next_batch"] == 40
 
 

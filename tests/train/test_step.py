@@ -33,7 +33,7 @@ def setup(**changes):
 
     @jax.jit
     def step(state, batch):
-        return train_step(state, batch, model=model, optimizer=plan.optimizer, schedule=schedule, experiment=experiment)
+        return train_step(state, batch, model=model, plan=plan, schedule=schedule, experiment=experiment)
 
     return plan.init_state(), step
 
