@@ -1,167 +1,95 @@
-"""`python -m eval RUN`: measure a run on its validation data, or on any text."""
+"""`python -m eval RUN`: score a task's run on its records, or measure a language model on texts.
+
+`python -m eval compare RUN RUN` and `python -m eval baseline RUN` have files of their own.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
-from typing import TYPE_CHECKING, Any
 
-from data.config import Files
-from eval.command_line import add_run, print_anything
+from eval.command_line import add_decoding, add_run, decoding_of, print_anything, run_config
 from train.command_line import user_errors
-from train.config import Mesh, UserError
+from train.config import Experiment, UserError
 
-if TYPE_CHECKING:
-    from data.token_cache import TokenCache
-    from train.run import Run
+COMMANDS = {"compare": "eval.compare", "baseline": "eval.baselines"}
+_OF_TASKS = ("split", "records")
+_OF_TEXTS = ("text", "length", "stride")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m eval",
-        description="Measure a run on its validation data, or on texts of your own.",
+        description="Score a task's run on its records, or measure any other on its validation data or texts.",
+        epilog="Also: python -m eval compare RUN RUN, python -m eval baseline RUN; each has --help.",
         allow_abbrev=False,
     )
     add_run(parser)
-    parser.add_argument(
+    parser.add_argument("--batch-size", type=int, metavar="N", help="Examples per batch; default: as in training.")
+    parser.add_argument("--json", action="store_true", help="Print the same as one JSON object.")
+    task = parser.add_argument_group("runs of tasks", "What is predicted and scored is kept in RUN/evaluation.")
+    task.add_argument("--split", choices=("validation", "test"), help="Which records; default validation.")
+    task.add_argument(
+        "--records", metavar="FILE", help="Score the records of FILE instead, read as the run reads its test records."
+    )
+    add_decoding(task)
+    texts = parser.add_argument_group("runs of language models")
+    texts.add_argument(
         "--text",
         action="append",
-        default=[],
         metavar="FILE",
         help="Measure FILE (.txt, .jsonl, .csv, .tsv, a folder or a pattern) instead; repeatable.",
     )
-    parser.add_argument("--length", type=int, metavar="N", help="Tokens per window; default: as in training.")
-    parser.add_argument(
+    texts.add_argument("--length", type=int, metavar="N", help="Tokens per window; default: as in training.")
+    texts.add_argument(
         "--stride", type=int, metavar="N", help="Windows start every N tokens and only what is new counts."
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="Windows per batch; default: as in training.")
-    parser.add_argument("--json", action="store_true", help="Print the same as one JSON object.")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
+    if argv and argv[0] in COMMANDS:
+        return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
     options = parse(argv)
     print_anything()
     with user_errors():
-        result = evaluate(options)
-    print(json.dumps(result, indent=2) if options.json else table(result))
+        config = run_config(options.run)
+        _check(options, config)
+        from eval import results, text_losses
+
+        result = _score(options, config) if config.is_task else text_losses.evaluate(options)
+        table = results.table if config.is_task else text_losses.table
+    print(json.dumps(result, indent=2, ensure_ascii=False) if options.json else table(result))
     return 0
 
 
-def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """What the table shows, by name."""
-    import jax
+def _check(options: argparse.Namespace, config: Experiment) -> None:
+    foreign = _OF_TEXTS if config.is_task else _OF_TASKS
+    given = [f"--{name}" for name in foreign if getattr(options, name) is not None]
+    if given:
+        kind = "language models" if config.is_task else "tasks"
+        raise UserError(f"{', '.join(given)}: for runs of {kind} alone; {options.run} learned {config.objective.kind}")
+    if options.split and options.records:
+        raise UserError("--split and --records exclude each other; leave one out")
+    if config.is_task and options.batch_size is not None and options.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, not {options.batch_size}")
 
-    from eval.evaluators import loss_evaluator
-    from train import sharding
+
+def _score(options: argparse.Namespace, config: Experiment) -> dict:
+    decoding = decoding_of(options, config)
+    from eval.tasks import write_scores
     from train.run import load_run
 
-    run = load_run(options.run, options.step)
-    config = run.config
-    length = config.data.length if options.length is None else options.length
-    stride = length if options.stride is None else options.stride
-    batch_size = options.batch_size
-    if batch_size is None:
-        batch_size = config.evaluation.batch_size or config.batch_size
-    _check(run, length, stride, batch_size)
-    source, cache = _cache(run, options.text)
-    # A copy of the parameters on every device; the batch is split.
-    mesh = sharding.make_mesh(Mesh())
-    ways = sharding.batch_ways(mesh, config.mesh.rules)
-    evaluator = loss_evaluator(
-        config,
-        cache,
-        run.tokenizer,
-        mesh=mesh,
-        length=length,
-        batch_size=-(-batch_size // ways) * ways,
-        stride=None if stride == length else stride,
+    return write_scores(
+        load_run(options.run, options.step),
+        options.split or "validation",
+        checkpoint=options.step,
+        decoding=decoding,
+        batch_size=options.batch_size,
+        records=options.records,
     )
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    measured = evaluator(jax.device_put(run.params, everywhere))
-    return {
-        "run": str(run.directory),
-        "step": run.step,
-        "objective": config.objective.kind,
-        "data": source,
-        "documents": cache.num_documents,
-        "words": cache.num_words,
-        "bytes": cache.num_bytes,
-        **measured,
-        "tokens": int(measured["tokens"]),
-        "length": length,
-        "stride": stride,
-    }
-
-
-def _check(run: Run, length: int, stride: int, batch_size: int) -> None:
-    problems = []
-    if length < 2:
-        problems.append(f"--length must be at least 2, not {length}")
-    limit = run.config.model.max_length
-    if run.config.model.positions == "learned" and length > limit:
-        problems.append(f"--length must be at most {limit}, the number of learned positions, not {length}")
-    if not 0 < stride <= max(length, 1):
-        problems.append(f"--stride must be from 1 to the length {length}, not {stride}")
-    if batch_size < 1:
-        problems.append(f"--batch-size must be at least 1, not {batch_size}")
-    if problems:
-        raise UserError(*problems)
-
-
-def _cache(run: Run, texts: list[str]) -> tuple[str, TokenCache]:
-    """What is measured, in words and in tokens."""
-    from data.cache import build
-    from data.pipeline import prepare
-
-    def report(line: str) -> None:
-        print(line, file=sys.stderr)
-
-    data = run.config.data
-    if texts:
-        sources = tuple(Files(path=text) for text in texts)
-        return ", ".join(texts), build(sources, data.cleaning, run.tokenizer, data.cache_dir, report=report)
-    corpus = prepare(data, tokenizer=run.tokenizer, objective=run.config.objective, report=report)
-    if corpus.validation is None:
-        raise UserError(f"{run.directory} held out no validation data; name a text with --text FILE")
-    return "validation", corpus.validation
-
-
-def table(result: dict[str, Any]) -> str:
-    """Aligned lines for a person."""
-    windows = f"windows of {result['length']} tokens" + (
-        f", one every {result['stride']}" if result["stride"] < result["length"] else ", one after the other"
-    )
-    ends = "  (ends of documents included)" if result["objective"] == "causal_lm" else ""
-    lines = [
-        ("run", result["run"]),
-        ("step", f"{result['step']:,}"),
-        ("objective", result["objective"]),
-        ("data", result["data"]),
-        ("documents", f"{result['documents']:,}"),
-        ("predicted tokens", f"{int(result['tokens']):,}{ends}"),
-        ("words", f"{result['words']:,}  (each line end is one)"),
-        ("bytes", f"{result['bytes']:,}"),
-        *(_measured(result, name) for name in result if name in _FORMS or name.endswith(("_loss", "_accuracy"))),
-        ("protocol", windows),
-    ]
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
-
-
-# Measure → its form, with the unit.
-_FORMS = {
-    "loss": "{:.4f}  nats per token",
-    "perplexity": "{:,.3f}  per token",
-    "word_perplexity": "{:,.3f}  per word",
-    "bits_per_byte": "{:.4f}",
-}
-
-
-def _measured(result: dict[str, Any], name: str) -> tuple[str, str]:
-    form = _FORMS.get(name, "{:.2%}" if name.endswith("accuracy") else "{:.4f}")
-    return name.replace("_", " "), form.format(result[name])
 
 
 if __name__ == "__main__":

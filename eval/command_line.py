@@ -3,27 +3,70 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from data.task_config import TextToText
+from train.command_line import read_config
+from train.config import Decoding, Experiment, UserError
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """RUN and --step."""
     parser.add_argument("run", metavar="RUN", help="A run directory.")
+    add_step(parser)
+
+
+def add_step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step",
         type=_step,
         default="latest",
-        metavar="latest|best|N",
-        help="Which checkpoint: the latest, the one with the lowest validation loss, or that of step N.",
+        metavar="latest|best|N|average:N",
+        help="Which checkpoint: the latest, the best by the run's evaluation.metric, that of step N, or the mean of "
+        "the newest N.",
     )
 
 
 def _step(text: str) -> int | str:
-    if text in ("latest", "best"):
+    if text in ("latest", "best") or re.fullmatch(r"average:[1-9]\d*", text):
         return text
     if text.isdecimal():
         return int(text)
-    raise argparse.ArgumentTypeError(f"'{text}' is neither latest, best nor a number")
+    raise argparse.ArgumentTypeError(f"'{text}' is neither latest, best, a number nor average:N")
+
+
+def run_config(run: str | Path) -> Experiment:
+    """The experiment of a run directory. Raises UserError where there is none."""
+    path = Path(run) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{run} is not a run directory: it has no config.json")
+    return read_config(path)
+
+
+def add_decoding(parser: argparse._ActionsContainer) -> None:
+    """A flag for each field of `evaluation.decoding`."""
+    for name, field in Decoding.model_fields.items():
+        text = f"{field.description.rstrip('.')}; default: the run's evaluation.decoding."
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=text)
+
+
+def decoding_of(options: argparse.Namespace, config: Experiment) -> Decoding | None:
+    """The run's `evaluation.decoding` with what the flags say otherwise, or None where none is given."""
+    changes = {name: value for name in Decoding.model_fields if (value := getattr(options, name)) is not None}
+    if not changes:
+        return None
+    if not isinstance(config.objective, TextToText):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
+        raise UserError(f"{flags}: for runs that write texts alone; {options.run} learned {config.objective.kind}")
+    try:
+        return Decoding.model_validate(config.evaluation.decoding.model_dump() | changes)
+    except ValidationError as error:
+        told = ((str(problem["loc"][0]).replace("_", "-"), problem["msg"]) for problem in error.errors())
+        raise UserError(*(f"--{flag}: {message[0].lower()}{message[1:]}" for flag, message in told)) from error
 
 
 def print_anything() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import jax
@@ -13,92 +15,120 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.tokenizer import Tokenizer
+from eval.batch_decoding import decode_all
 from eval.text_stream import TextStream
 from model import decoding
-from model.decoding import Sampling
+from model.beam_search import BeamSearch
+from model.decoding import UNCONSTRAINED, Constraints, Sampling
 from model.transformer import Decoder, EncoderDecoder
 from train.config import UserError
 from train.objective import Model
 
 _CHUNK_TOKENS = 8  # written on the device between two looks at the text
 _BATCH_ROWS = 32
+_MAX_NOTES = 5
 
 
 @dataclass(frozen=True)
 class Completion:
     """What a model wrote after a prompt.
 
-    finish: "stop" at a stop string, "end" at the end of the document, "length" at `max_new_tokens`.
+    finish: "stop" at a stop string, "end" at the end of the document, "length" at `max_new_tokens`, or before that
+        where a beam search has filled the context or the constraints leave no token.
     tokens: how many tokens were written; a few after a stop string are among them.
+    score: `hypothesis_score` of a beam search; None for a sample, and where no text obeys the constraints.
     """
 
     prompt: str
     text: str
     finish: Literal["stop", "end", "length"]
     tokens: int
+    score: float | None = None
 
 
 def generate(
     model: Model,
     params: Any,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
-    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    sampling: Sampling | BeamSearch = Sampling(),  # noqa: B008 (frozen)
+    constraints: Constraints = UNCONSTRAINED,
     seed: int = 0,
     max_new_tokens: int = 200,
     samples: int = 1,
     stop: Sequence[str] = (),
+    eos_id: int | None = None,
     is_prefix: bool = False,
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Completion]:
-    """`samples` completions of each prompt, in the order of the prompts.
+    """`samples` completions of each prompt, or the `n_best` of a beam search, in the order of the prompts.
 
-    An encoder–decoder reads the prompts with its encoder and answers them. `is_prefix`: a decoder's prompts are
-    read as a prefix LM reads them, each token seeing all others.
+    A prompt is a text, or token ids, which are read as they are. An encoder–decoder reads the prompts with its encoder
+    and answers them. `is_prefix`: a decoder's prompts are read as a prefix LM reads them, each token seeing all others.
+    `eos_id`: the token that ends a text in place of the tokenizer's; no other special token is then written.
     A text depends on the seed and its own place among `prompts` and samples, not on the other texts. When the
-    model's context is full, its last half is read again and writing goes on. `on_text(index, new_text)` is
-    called as soon as text is certain, `index` being the place in the result.
+    model's context is full, its last half is read again and writing goes on, but a beam search ends there.
+    `on_text(index, new_text)` is called as soon as text is certain, `index` being the place in the result.
 
     Raises UserError for impossible arguments and for a model whose logits are not finite.
     """
+    is_search = isinstance(sampling, BeamSearch)
+    if is_search and samples != 1:
+        raise UserError(
+            f"samples={samples} is for sampling; of a beam search, n_best={sampling.n_best} texts are given"
+        )
     _check(model, prompts, seed=seed, max_new_tokens=max_new_tokens, samples=samples, stop=stop)
-    rows = []
+    ends = tokenizer.eos_id if eos_id is None else eos_id
+    allowed = allowed_tokens(tokenizer, model.config.vocab_size, eos_id)
+    rows, notes, each = [], [], sampling.n_best if is_search else samples
     for i, prompt in enumerate(prompts):
-        source, tokens = _contexts(model, tokenizer, prompt, f"prompt {i + 1}")
-        rows += [_Row(prompt, source, tokens, tokenizer, stop, max_new_tokens) for _ in range(samples)]
-    keys = _keys(np.uint32(seed), len(prompts), samples)
-    for first in range(0, len(rows), _BATCH_ROWS):
-        part = slice(first, first + _BATCH_ROWS)
+        source, tokens = _contexts(model, tokenizer, prompt, f"prompt {i + 1}", notes)
+        prompt = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+        rows += [_Row(prompt, source, tokens, tokenizer, stop, ends, max_new_tokens) for _ in range(each)]
+    for note in notes[:_MAX_NOTES]:
+        print(f"note: {note}", file=sys.stderr)
+    if len(notes) > _MAX_NOTES:
+        print(f"note: so it is with {len(notes) - _MAX_NOTES} more", file=sys.stderr)
 
-        def report(row: int, text: str, first: int = first) -> None:
-            if on_text is not None and text:
-                on_text(first + row, text)
+    def report(index: int, text: str) -> None:
+        if on_text is not None and text:
+            on_text(index, text)
 
-        _write(model, params, tokenizer, rows[part], keys[part], sampling, is_prefix, report)
+    shared = dict(allowed=allowed, eos_id=ends, constraints=constraints, is_prefix=is_prefix)
+    if is_search:
+        _search(model, params, rows, sampling, max_new_tokens, report, **shared)
+    else:
+        keys = _keys(np.uint32(seed), len(prompts), samples)
+        order = np.argsort([len(row.source) + len(row.tokens) for row in rows], kind="stable")
+        for first in range(0, len(rows), _BATCH_ROWS):  # texts of like length stand side by side
+            part = order[first : first + _BATCH_ROWS]
+            chosen = {int(index): rows[index] for index in part}
+            _write(model, params, chosen, keys[part], sampling, report, **shared)
     return [row.completion() for row in rows]
 
 
-def _contexts(model: Model, tokenizer: Tokenizer, prompt: str, name: str) -> tuple[list[int], list[int]]:
-    """What the encoder reads, if there is one, and what the decoder reads before it writes."""
+def _contexts(
+    model: Model, tokenizer: Tokenizer, prompt: str | Sequence[int], name: str, notes: list[str]
+) -> tuple[list[int], list[int]]:
+    """What the encoder reads, if there is one, and what the decoder reads before it writes; `notes` of what is cut."""
+    start = tokenizer.bos_id if model.config.decoder_start_id is None else model.config.decoder_start_id
+    if not isinstance(prompt, str):
+        return ([*prompt], [start]) if isinstance(model, EncoderDecoder) else ([], [*prompt])
     limit, tokens = model.config.max_length, tokenizer.encode(prompt).tolist()
     if not isinstance(model, EncoderDecoder):
         if len(tokens) + 1 >= limit:
-            print(
-                f"note: {name} has {len(tokens) + 1} tokens, as many as the model's context or more; "
-                f"it reads the last {limit // 2}",
-                file=sys.stderr,
-            )
+            reads = f"as many as the model's context or more; it reads the last {limit // 2}"
+            notes.append(f"{name} has {len(tokens) + 1} tokens, {reads}")
         return [], [tokenizer.bos_id, *tokens]
     if len(tokens) >= limit:
-        print(f"note: {name} has {len(tokens)} tokens; the encoder reads the first {limit - 1}", file=sys.stderr)
-    start = model.config.decoder_start_id
-    return [*tokens[: limit - 1], tokenizer.eos_id], [tokenizer.bos_id if start is None else start]
+        notes.append(f"{name} has {len(tokens)} tokens; the encoder reads the first {limit - 1}")
+    return [*tokens[: limit - 1], tokenizer.eos_id], [start]
 
 
 def _check(
     model: Model,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     seed: int,
     max_new_tokens: int,
@@ -120,7 +150,8 @@ def _check(
         problems.append("a model with max_length=1 has no room for a prompt and a new token")
     for i, prompt in enumerate(prompts):
         try:
-            prompt.encode("utf-8")
+            if isinstance(prompt, str):
+                prompt.encode("utf-8")
         except UnicodeEncodeError:
             problems.append(f"prompt {i + 1} is not valid Unicode")
     if problems:
@@ -145,12 +176,13 @@ class _Row:
         tokens: list[int],
         tokenizer: Tokenizer,
         stop: Sequence[str],
+        eos_id: int,
         max_new_tokens: int,
     ):
         self.prompt, self.source, self.text, self.finish = prompt, source, "", None
         self.tokens = list(tokens)  # of prompt and text, without the source
         self._num_prompt_tokens, self.max_tokens = len(tokens), len(tokens) + max_new_tokens
-        self._eos_id = tokenizer.eos_id
+        self._eos_id, self.score = eos_id, None
         self._stream = TextStream(tokenizer, tokens, stop)
 
     def add(self, tokens: list[int]) -> str:
@@ -166,40 +198,71 @@ class _Row:
         self.text += new
         return new
 
+    def end(self) -> str:
+        """The text that is certain where nothing follows."""
+        new = self._stream.push([], last=True)
+        self.finish = "stop" if self._stream.stopped else "length"
+        self.text += new
+        return new
+
     def context(self, max_length: int) -> list[int]:
         """What the model reads: everything, or the last half of a context where that leaves no room."""
         return self.tokens if len(self.tokens) < max_length else self.tokens[-(max_length // 2) :]
 
     def completion(self) -> Completion:
-        return Completion(self.prompt, self.text, self.finish, len(self.tokens) - self._num_prompt_tokens)
+        return Completion(self.prompt, self.text, self.finish, len(self.tokens) - self._num_prompt_tokens, self.score)
+
+
+def _search(
+    model: Model,
+    params: Any,
+    rows: list[_Row],
+    beams: BeamSearch,
+    max_new_tokens: int,
+    report: Callable[[int, str], None],
+    *,
+    eos_id: int,
+    **shared: Any,
+) -> None:
+    """Give the `rows`, `n_best` of each prompt, the texts that a beam search finds."""
+    prompts = [(row.source or None, row.context(model.config.max_length)) for row in rows[:: beams.n_best]]
+    limit = dict(max_new_tokens=max_new_tokens, eos_id=eos_id, batch_size=_BATCH_ROWS)
+    found = decode_all(model, params, prompts, method=beams, **limit, **shared)
+    for i, (row, hypothesis) in enumerate(zip(rows, chain.from_iterable(found), strict=True)):
+        row.score = hypothesis.score if math.isfinite(hypothesis.score) else None
+        text = row.add(hypothesis.tokens + [eos_id] * hypothesis.finished)
+        report(i, text if row.finish else text + row.end())
 
 
 def _write(
     model: Model,
     params: Any,
-    tokenizer: Tokenizer,
-    rows: list[_Row],
+    texts: dict[int, _Row],
     keys: jax.Array,
     sampling: Sampling,
-    is_prefix: bool,
     report: Callable[[int, str], None],
+    *,
+    eos_id: int,
+    is_prefix: bool,
+    **shared: Any,
 ) -> None:
-    """Write all `rows` to their ends, side by side."""
-    max_length = model.config.max_length
+    """Write all `texts` to their ends, side by side; the keys of the dict are for `report`."""
+    max_length, rows = model.config.max_length, list(texts.values())
     longest = max(row.max_tokens for row in rows)
     capacity = decoding.bucket(longest + 1, max_length)
-    allowed = _allowed(tokenizer, model.config.vocab_size)
     sources = _padded([row.source for row in rows], model.config.max_length) if rows[0].source else None
     state = decoding.start(model.config, keys, capacity, sources[0].shape[1] if sources else None)
     state = _read(model, params, state, rows, [True] * len(rows), sources, is_prefix)
     while any(row.finish is None for row in rows):
         state, written = decoding.decode(
-            model, params, state, allowed, num_steps=_CHUNK_TOKENS, eos_id=tokenizer.eos_id, sampling=sampling
+            model, params, state, num_steps=_CHUNK_TOKENS, eos_id=eos_id, sampling=sampling, **shared
         )
         _check_finite(state)
-        for i, (row, tokens) in enumerate(zip(rows, np.asarray(written), strict=True)):
+        for (index, row), tokens, is_done in zip(texts.items(), *map(np.asarray, (written, state.done)), strict=True):
             if row.finish is None:
-                report(i, row.add(tokens[tokens >= 0].tolist()))
+                report(index, row.add(tokens[tokens >= 0].tolist()))
+                if is_done and row.finish is None:  # the constraints leave no token
+                    report(index, row.end())
         unfinished = np.array([row.finish is None for row in rows])
         state = state.replace(done=jnp.asarray(~unfinished))
         full = unfinished & (np.asarray(state.lengths) == capacity)
@@ -240,9 +303,15 @@ def _check_finite(state: decoding.DecodeState) -> None:
         raise UserError("the model's logits are not finite: its parameters are damaged, or its training diverged")
 
 
-def _allowed(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
-    """Tokens that may be written: those that stand for text, and the end of the document. Bool [vocab]."""
+def allowed_tokens(tokenizer: Tokenizer, vocab_size: int, eos_id: int | None) -> np.ndarray:
+    """Tokens that may be written: those that stand for text, and the end of the document. Bool [vocab].
+
+    With an end of its own, `eos_id`, a text has no other special token.
+    """
     ids = np.arange(vocab_size)
-    never = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id]
-    never += [] if tokenizer.mask_id is None else [tokenizer.mask_id]
-    return (ids < tokenizer.vocab_size) & ~np.isin(ids, never) | (ids == tokenizer.eos_id)
+    if eos_id is None:
+        eos_id, never = tokenizer.eos_id, [tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id]
+        never += [] if tokenizer.mask_id is None else [tokenizer.mask_id]
+    else:
+        never = sorted(tokenizer.special_ids)
+    return (ids < tokenizer.vocab_size) & ~np.isin(ids, never) | (ids == eos_id)

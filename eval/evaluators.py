@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from data.examples import Examples
 from data.pipeline import eval_batches
 from data.token_cache import TokenCache
 from data.tokenizer import Tokenizer
 from train import sharding
 from train.config import Experiment, UserError
-from train.objective import Term, check_heads, check_vocabulary, coefficients, example_options, make_model
+from train.objective import Batch, Term, check_heads, check_vocabulary, coefficients, example_options, make_model
 from train.step import eval_step
 
 _MOST_NATS = 700  # exp of more is no float64
@@ -24,7 +25,7 @@ _MOST_NATS = 700  # exp of more is no float64
 
 def loss_evaluator(
     experiment: Experiment,
-    cache: TokenCache,
+    cache: TokenCache | Examples,
     tokenizer: Tokenizer,
     *,
     mesh: jax.sharding.Mesh,
@@ -56,22 +57,9 @@ def loss_evaluator(
     batches = eval_batches(cache, tokenizer=tokenizer, batch_size=batch_size, stride=stride, **options)
     is_whole = max_batches is None or max_batches >= len(batches)
     step = jax.jit(partial(eval_step, model=make_model(experiment), experiment=experiment))
-    place = sharding.batch_sharding(mesh, rules)
-    rows = batch_size // jax.process_count()
-    own = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
-    # On the CPU, programs with collectives that overlap can wait for each other's threads forever.
-    one_at_a_time = jax.default_backend() == "cpu" and mesh.size > 1
 
     def evaluate(params: Any) -> dict[str, float]:
-        sums = []
-        if one_at_a_time:
-            jax.block_until_ready(params)
-        with sharding.use(mesh, rules):
-            for batch in islice(batches, max_batches):
-                batch = {name: array[own] for name, array in batch.items()}
-                sums.append(step(params, sharding.place_batch(batch, place)))
-                if one_at_a_time:
-                    jax.block_until_ready(sums[-1])
+        sums = map_batches(step, params, islice(batches, max_batches), mesh=mesh, rules=rules)
         terms = jax.tree.map(lambda *parts: float(np.sum(parts, dtype=np.float64)), *jax.device_get(sums))
         if experiment.objective.kind != "causal_lm":
             return term_measures(terms, coefficients(experiment))
@@ -83,21 +71,48 @@ def loss_evaluator(
     return evaluate
 
 
-def term_measures(terms: Mapping[str, Term], factors: Mapping[str, float]) -> dict[str, float]:
-    """Measures of an objective over a whole text.
+def map_batches(
+    step: Callable[[Any, Batch], Any],
+    params: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    *,
+    mesh: jax.sharding.Mesh,
+    rules: sharding.Rules,
+) -> list[Any]:
+    """`step(params, batch)` of each batch, whose rows are split over the mesh; `step` is a compiled function."""
+    place = sharding.batch_sharding(mesh, rules)
+    # On the CPU, programs with collectives that overlap can wait for each other's threads forever.
+    one_at_a_time = jax.default_backend() == "cpu" and mesh.size > 1
+    if one_at_a_time:
+        jax.block_until_ready(params)
+    results = []
+    with sharding.use(mesh, rules):
+        for batch in batches:
+            rows = len(next(iter(batch.values()))) // jax.process_count()
+            own = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
+            results.append(step(params, sharding.place_batch({name: a[own] for name, a in batch.items()}, place)))
+            if one_at_a_time:
+                jax.block_until_ready(results[-1])
+    return results
 
-    loss: what is minimized, the terms' means times their factors. NAME_loss, NAME_accuracy: of each term that
-    predicts something: lm (words, in nats), sentence_pair, detection. perplexity: exp of lm's loss, over the places
-    that the objective asks for, so it compares only within one objective. tokens: the number of these places.
+
+def term_measures(terms: Mapping[str, Term], factors: Mapping[str, float]) -> dict[str, float]:
+    """Measures of an objective over a whole text, or over all records of a task.
+
+    loss: what is minimized, the terms' means times their factors. NAME_loss, NAME_accuracy: of each term, and of each
+    that can be right: lm (words, in nats), sentence_pair, detection; of a task sequence, tokens or span (both places).
+    perplexity: exp of lm's loss, over the places that the objective asks for, so it compares only within one
+    objective. tokens: the number of these places.
     """
     means = {name: term.loss / max(term.weight, 1.0) for name, term in terms.items()}
     result = {"loss": sum(factors[name] * mean for name, mean in means.items())}
-    result["perplexity"] = math.exp(means["lm"]) if means["lm"] < _MOST_NATS else math.inf
+    if "lm" in means:
+        result["perplexity"] = math.exp(means["lm"]) if means["lm"] < _MOST_NATS else math.inf
     for name, term in terms.items():
         result[f"{name}_loss"] = means[name]
-        if name in ("lm", "sentence_pair", "detection"):
+        if term.correct is not None:
             result[f"{name}_accuracy"] = term.correct / max(term.weight, 1.0)
-    return result | {"tokens": terms["lm"].weight}
+    return result | ({"tokens": terms["lm"].weight} if "lm" in terms else {})
 
 
 def measures(

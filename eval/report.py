@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.storage import write_atomically
+from eval.command_line import run_config
+from eval.report_scores import scores_sections
 from eval.text_stream import printable
-from train.command_line import read_config, user_errors
-from train.config import Experiment, UserError
+from train.command_line import user_errors
+from train.config import Experiment
 
 if TYPE_CHECKING:
     from eval.completion import Completion
@@ -46,8 +48,7 @@ def write_report(run_directory: Path, samples: Sequence[Completion] | None) -> P
     Works at any time of a run; what is not there is left out. Raises UserError where there is no run.
     """
     run_directory = Path(run_directory)
-    if not (run_directory / "config.json").is_file():
-        raise UserError(f"{run_directory} is not a run directory: it has no config.json")
+    config = run_config(run_directory)
     folder = run_directory / "report"
     folder.mkdir(exist_ok=True)
     kept = folder / "samples.json"
@@ -56,14 +57,13 @@ def write_report(run_directory: Path, samples: Sequence[Completion] | None) -> P
     texts = json.loads(kept.read_text("utf-8")) if kept.exists() else []
     page = folder / "index.html"
     # A lone surrogate, which no tokenizer should make, must not cost the page.
-    write_atomically(page, _page(run_directory, texts).encode("utf-8", "backslashreplace"))
+    write_atomically(page, _page(run_directory, config, texts).encode("utf-8", "backslashreplace"))
     return page
 
 
-def _page(run_directory: Path, samples: list[dict[str, Any]]) -> str:
+def _page(run_directory: Path, config: Experiment, samples: list[dict[str, Any]]) -> str:
     from train.metrics import read_metrics
 
-    config = read_config(run_directory / "config.json")
     lines = read_metrics(run_directory)
     train = [line for line in lines if "loss" in line]
     validations = [{"step": line["step"]} | line["validation"] for line in lines if "validation" in line]
@@ -73,6 +73,7 @@ def _page(run_directory: Path, samples: list[dict[str, Any]]) -> str:
         f"<h1>{_text(config.name)}</h1>",
         f'<p class="subtitle">{_text(str(run_directory))} · {progress}</p>',
         _numbers(config, train, validations),
+        *scores_sections(run_directory),
         *_pictures(train, validations),
         *_samples(samples),
         "<h2>Details</h2>",
@@ -101,9 +102,10 @@ def _numbers(config: Experiment, train: list[dict], validations: list[dict]) -> 
     """The summary: a name, a number and a remark each."""
     found: list[tuple[str, str, str]] = []
     scored = [line for line in validations if math.isfinite(line["loss"])]
+    unit = "squared error" if config.objective.kind == "regression" else "nats"
     if scored:
         last, best = scored[-1], min(scored, key=lambda line: line["loss"])
-        found.append(("Validation loss", f"{last['loss']:.4f}", f"nats, at step {last['step']:,}"))
+        found.append(("Validation loss", f"{last['loss']:.4f}", f"{unit}, at step {last['step']:,}"))
         found.append(("Best validation loss", f"{best['loss']:.4f}", f"at step {best['step']:,}"))
         for name, title, remark in (
             ("perplexity", "Perplexity", "per token"),
@@ -113,12 +115,13 @@ def _numbers(config: Experiment, train: list[dict], validations: list[dict]) -> 
             if name in last:
                 found.append((title, _number(last[name]), remark))
     elif train:
-        found.append(("Training loss", f"{train[-1]['loss']:.4f}", f"nats, at step {train[-1]['step']:,}"))
+        found.append(("Training loss", f"{train[-1]['loss']:.4f}", f"{unit}, at step {train[-1]['step']:,}"))
     found.append(("Parameters", f"{_count_parameters(config):,}", f"stored as {config.model.param_dtype}"))
     if train:
         last = train[-1]
         tokens = last["step"] * config.batch_size * config.data.length
-        found.append(("Tokens seen", f"{tokens:,}", f"{last['step']:,} steps"))
+        if not config.is_task:  # whose examples are of unequal length
+            found.append(("Tokens seen", f"{tokens:,}", f"{last['step']:,} steps"))
         found.append(("Time", _duration(last["elapsed_seconds"]), "evaluation and saving included"))
         for name, title, form, remark in (
             ("tokens_per_second", "Tokens per second", ",.0f", "median, in training"),

@@ -50,7 +50,7 @@ def tiny_run(tmp_path_factory) -> Path:
     def write_extras(checkpoint: Path) -> None:
         ByteTokenizer().save(checkpoint / "tokenizer")
 
-    checkpoints.save(state, data={}, validation_loss=5.5, write_extras=write_extras)
+    checkpoints.save(state, data={}, validation={"loss": 5.5}, write_extras=write_extras)
     checkpoints.wait()
     lines = [
         {"step": 10, "loss": 5.6, "grad_norm": 1.5, "learning_rate": 1e-3, "elapsed_seconds": 1.0},

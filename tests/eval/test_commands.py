@@ -37,6 +37,71 @@ def test_mistakes_in_generating(tiny_run, tmp_path, capsys):
     assert "'soon' is neither" in stderr(tiny_run, "--step", "soon")
     (tmp_path / "bytes.txt").write_bytes(b"ab\xff")
     assert "not UTF-8 at byte 2" in stderr(tiny_run, "--prompt-file", tmp_path / "bytes.txt")
+    assert "argument --greedy: not allowed with argument --temperature" in stderr(
+        tiny_run, "--temperature", "1", "--greedy"
+    )
+
+
+LINES, RECORDS = ["--input", "lines.txt", "--output", "o.txt"], ["--input", "bad.jsonl", "--output", "o.jsonl"]
+FLAGS = {
+    "search without beams": (["--n-best", "2", "--beam-groups", "2"], "--beam-groups, --n-best: for a beam search"),
+    "sampling with beams": (["--beam-size", "2", "--top-k", "3", "--seed", "1"], "--top-k, --seed: for sampling only"),
+    "greedy with beams": (["--beam-size", "2", "--greedy"], "--temperature or --greedy: for sampling only"),
+    "too many best": (["--beam-size", "2", "--n-best", "3"], "n_best=3 is more than beam_size=2"),
+    "coverage of a decoder": (["--beam-size", "2", "--coverage-penalty", "1"], "coverage_penalty needs an encoder"),
+    "negative": (["--no-repeat-ngram", "-1"], "no_repeat_ngram must be at least 0, not -1"),
+    "input alone": (LINES[:2], "--input and --output belong together"),
+    "input beside prompts": ([*LINES, "--json"], "--input: takes the place of"),
+    "field of lines": ([*LINES, "--field", "x"], "--field: only the lines of a .jsonl"),
+    "new field of lines": ([*LINES, "--output-field", "x"], "--output-field: only the"),
+    "several texts a line": ([*LINES, "--samples", "2"], "o.txt holds one text, not several"),
+    "no such input": (["--input", "none.txt", "--output", "o.txt"], "none.txt: cannot be read: No such file"),
+    "not a text": (RECORDS, "bad.jsonl:2: expected an object with a text in the field 'prompt'"),
+    "no such field": ([*RECORDS, "--field", "x"], "with a text in the field 'x', only prompt, made"),
+    "no JSON": (["--input", "lines.jsonl", "--output", "o.txt"], "lines.jsonl:1: not JSON"),
+    "field that is there": ([*RECORDS, "--output-field", "made"], "bad.jsonl:1: has a field 'made' already"),
+}
+
+
+@pytest.mark.parametrize("case", FLAGS)
+def test_flags_that_do_not_fit(case, tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.txt").write_text("The\n")
+    (tmp_path / "lines.jsonl").write_text("The\n")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "The", "made": 1}\n{"prompt": 7, "made": 1}\n')
+    arguments, message = FLAGS[case]
+    assert message in fails(generate.main, [tiny_run, *arguments], capsys)
+    assert not list(tmp_path.glob("o.*"))
+
+
+def test_a_file_of_prompts(tiny_run, tmp_path, capsys):
+    """Lines and records, by beams and by samples; the same texts as prompts on the command line."""
+    lines, records = tmp_path / "lines.txt", tmp_path / "records.jsonl"
+    lines.write_text("The quick\n\nüber\n", "utf-8")
+    asked = [{"id": 1, "question": "The quick"}, {"id": 2, "question": ""}, {"id": "\ud83d", "question": "über"}]
+    records.write_text("".join(json.dumps(record) + "\n" for record in asked), "utf-8")
+
+    def written(source, output, *arguments):
+        shared = ["--input", str(source), "--output", str(tmp_path / output), "--max-new-tokens", "6"]
+        assert generate.main([str(tiny_run), *shared, *arguments]) == 0
+        assert f"{output}: " in capsys.readouterr().out
+        return (tmp_path / output).read_text("utf-8").split("\n")[:-1]
+
+    beams = ["--beam-size", "3", "--no-repeat-ngram", "2"]
+    texts = written(lines, "texts.txt", *beams)
+    asked_for = [argument for record in asked for argument in ("--prompt", record["question"])]
+    assert generate.main([str(tiny_run), *asked_for, "--max-new-tokens", "6", *beams, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert texts == [" ".join(text["text"].splitlines()) for text in found] and len(texts) == 3
+    assert found[0]["score"] < 0 and found[0]["beam_search"]["beam_size"] == 3
+    assert found[0]["constraints"]["no_repeat_ngram"] == 2
+    answered = [json.loads(line) for line in written(records, "a.jsonl", *beams, "--field", "question")]
+    assert answered == [record | {"generated": text["text"]} for record, text in zip(asked, found, strict=True)]
+    several = ["--samples", "2", "--field", "question", "--output-field", "answers"]
+    answered = [json.loads(line) for line in written(records, "b.jsonl", *several)]
+    assert [len(record["answers"]) for record in answered] == [2, 2, 2]
+    [first, *_] = [json.loads(line) for line in written(lines, "c.jsonl", "--greedy")]
+    assert first.keys() == {"prompt", "generated"} and first["prompt"] == "The quick"
 
 
 def test_generating(tiny_run, tmp_path, capsys):

@@ -8,7 +8,8 @@ import pytest
 from data.tokenizer import ByteTokenizer
 from eval import completion
 from eval.completion import generate
-from model.decoding import Sampling
+from model.beam_search import BeamSearch
+from model.decoding import Constraints, Sampling
 from train.config import UserError
 from train.run import load_run
 
@@ -93,9 +94,55 @@ def test_the_end_of_a_document_ends_the_text(run):
     assert (result.text, result.finish, result.tokens) == (Ending().decode([first]), "end", 1)
 
 
+def test_a_beam_search_gives_its_best_texts_with_their_scores(run):
+    beams, streamed = BeamSearch(3, n_best=2), []
+    prompts = ["The", "A much longer prompt, which overflows"]
+    options = dict(sampling=beams, max_new_tokens=12)
+    found = complete(run, prompts, **options, on_text=lambda index, text: streamed.append((index, text)))
+    assert [result.prompt for result in found] == [prompts[0]] * 2 + [prompts[1]] * 2
+    assert streamed == [(i, result.text) for i, result in enumerate(found) if result.text]
+    assert found[0].score >= found[1].score and found[2].score >= found[3].score
+    [greedy] = complete(run, ["The"], sampling=GREEDY, max_new_tokens=12)
+    [one] = complete(run, ["The"], sampling=BeamSearch(1), max_new_tokens=12)
+    assert (one.text, one.finish, one.tokens) == (greedy.text, greedy.finish, greedy.tokens)
+    assert greedy.score is None and one.score < 0
+    [stopped, _] = complete(run, ["The"], **options, stop=[found[0].text[4:6]])
+    assert (stopped.text, stopped.finish) == (found[0].text[: found[0].text.index(found[0].text[4:6])], "stop")
+
+
+def test_a_beam_search_ends_where_the_context_does(run):
+    [found] = complete(run, ["x" * 20], sampling=BeamSearch(2), max_new_tokens=50)
+    assert (found.finish, found.tokens) == ("length", 32 - 21)
+
+
+def test_constraints_on_every_way_of_writing(run, monkeypatch):
+    letters = np.isin(np.arange(264), run.tokenizer.encode("abcdefghijklmnopqrstuvwxyzABCDEFG"))
+    monkeypatch.setattr(completion, "allowed_tokens", lambda *_: letters)
+    constraints = Constraints(no_repeat_ngram=1, first_token=int(run.tokenizer.encode("Q")[0]))
+    for sampling in (GREEDY, Sampling(), BeamSearch(2)):
+        [found] = complete(run, ["ab"], sampling=sampling, max_new_tokens=24, constraints=constraints)
+        whole = "ab" + found.text
+        assert found.text.startswith("Q") and len(whole) == 26 == len(set(whole))
+
+
+def test_a_text_that_nothing_may_follow_ends(run, monkeypatch):
+    monkeypatch.setattr(completion, "allowed_tokens", lambda *_: np.arange(264) == run.tokenizer.encode("a")[0])
+    [found] = complete(run, ["b"], max_new_tokens=9, constraints=Constraints(no_repeat_ngram=2))
+    assert (found.text, found.finish, found.tokens) == ("aa", "length", 2)
+    [found] = complete(run, ["b"], sampling=BeamSearch(2), max_new_tokens=9, constraints=Constraints(no_repeat_ngram=2))
+    assert (found.text, found.finish, found.score) == ("", "length", None)
+
+
+def test_many_long_prompts_are_noted_in_few_lines(run, capsys):
+    complete(run, ["x" * 40] * 9, max_new_tokens=1)
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 6 and notes[-1] == "note: so it is with 4 more"
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        (dict(sampling=BeamSearch(2), samples=2), "samples=2 is for sampling; of a beam search, n_best=1"),
         (dict(max_new_tokens=0), "max_new_tokens"),
         (dict(samples=0), "samples"),
         (dict(seed=-1), "seed"),
