@@ -1,0 +1,128 @@
+"""Entities: CoNLL-2003 in English, MSRA, Weibo and résumés in Chinese, one tag for each word or character.
+
+    python -m train entities:conll2003               # fine-tunes runs/minilm, see glue.py for its import
+    python -m train entities:conll2003_scratch
+    python -m train entities:msra
+
+Scores are entity F1 as conlleval counts: type, first and last word all right. BERT's paper (Devlin et al. 2019,
+table 7) reads the document around each sentence and keeps the case; here each sentence stands alone, and MiniLM
+lowers it. A few tags of CoNLL-2003 and Weibo break their own scheme; they are read as conlleval reads them.
+"""
+
+from data.config import Characters, DataConfig, Pretrained, Tagging, WordPiece
+from data.task_config import Augmentation, Records
+from experiments import dataset, start_from
+from model.config import TransformerConfig
+from train.config import AdamW, Checkpointing, Evaluation, Experiment, Linear
+
+ENCODER = "runs/minilm"
+
+
+def conll2003() -> Experiment:
+    """English news, four types (Tjong Kim Sang & De Meulder 2003); fine-tuned for four epochs."""
+    objective = _conll_objective()
+    return Experiment(
+        name="entities:conll2003",
+        num_steps=1756,
+        batch_size=32,
+        model=start_from(ENCODER, heads=("tokens",), num_labels=9, dropout_rate=0.1, attention_dropout_rate=0.1),
+        init_from=ENCODER,
+        objective=objective,
+        data=DataConfig(**_conll_splits(), tokenizer=Pretrained(path=f"{ENCODER}/tokenizer"), length=128),
+        optimizer=_adam(3e-4, 176),
+        evaluation=Evaluation(every=439),
+        checkpoint=Checkpointing(every=1756),
+        log_every=25,
+    )
+
+
+def conll2003_scratch() -> Experiment:
+    """The same without pretraining: a small encoder over WordPiece of its own, which keeps the case."""
+    return _scratch(
+        "conll2003_scratch",
+        _conll_objective(),
+        data=DataConfig(
+            **_conll_splits(),
+            tokenizer=WordPiece(vocab_size=8000, lowercase=False),
+            augmentation=Augmentation(token_dropout=0.15),
+            length=128,
+        ),
+        vocab_size=8000,
+        num_steps=2200,
+    )
+
+
+def msra() -> Experiment:
+    """Chinese news, three types (SIGHAN 2006), 8,000 sentences of its training part; from scratch."""
+    return _chinese(
+        "msra", ("PER", "LOC", "ORG"), "ner/msra_ner_zh", "msra_train_subset.txt", None, "msra_test_bio.txt"
+    )
+
+
+def weibo() -> Experiment:
+    """Chinese microblogs (Peng & Dredze 2015), names and nouns of four types, 1,350 posts; from scratch."""
+    kinds = tuple(f"{kind}.{form}" for kind in ("PER", "ORG", "LOC", "GPE") for form in ("NAM", "NOM"))
+    files = [f"weiboNER_2nd_conll.{split}" for split in ("train", "dev", "test")]
+    return _chinese("weibo", kinds, "ner/weibo_ner_zh", *files, replace={"tokens": {r"\d$": ""}})
+
+
+def _conll_objective() -> Tagging:
+    return Tagging(types=("PER", "ORG", "LOC", "MISC"), scheme="conlleval")
+
+
+def _conll_splits() -> dict[str, tuple[Records, ...]]:
+    files = {"train": "eng.train", "validation": "eng.testa", "test": "eng.testb"}
+    columns = ("tokens", "part_of_speech", "chunk", "tags")
+    return {
+        split: (Records(path=dataset(f"ner/conll2003_en/{file}"), format="conll", columns=columns),)
+        for split, file in files.items()
+    }
+
+
+def _chinese(
+    name: str, kinds: tuple[str, ...], folder: str, train: str, validation: str | None, test: str, **how
+) -> Experiment:
+    splits = {"train": train, "validation": validation, "test": test}
+    sources = {
+        split: (Records(path=dataset(f"{folder}/{file}"), format="conll", columns=("tokens", "tags"), **how),)
+        for split, file in splits.items()
+        if file is not None
+    }
+    return _scratch(
+        name,
+        Tagging(types=kinds, scheme="conlleval"),
+        data=DataConfig(**sources, tokenizer=Characters(), augmentation=Augmentation(token_dropout=0.15), length=128),
+        vocab_size=5000,
+        num_steps=1500,
+    )
+
+
+def _scratch(name: str, objective: Tagging, *, data: DataConfig, vocab_size: int, num_steps: int) -> Experiment:
+    return Experiment(
+        name=f"entities:{name}",
+        num_steps=num_steps,
+        batch_size=32,
+        model=TransformerConfig(
+            stack="encoder",
+            vocab_size=vocab_size,
+            num_layers=3,
+            embed_dim=128,
+            num_heads=4,
+            mlp_dim=256,
+            max_length=data.length,
+            positions="t5_relative",
+            heads=("tokens",),
+            num_labels=2 * len(objective.types) + 1,
+            dropout_rate=0.3,
+        ),
+        objective=objective,
+        data=data,
+        optimizer=_adam(1e-3, 100),
+        evaluation=Evaluation(every=500),
+        checkpoint=Checkpointing(every=num_steps),
+        log_every=50,
+    )
+
+
+def _adam(rate: float, warmup_steps: int) -> AdamW:
+    return AdamW(peak_learning_rate=rate, schedule=Linear(warmup_steps=warmup_steps), b2=0.999, weight_decay=0.01)

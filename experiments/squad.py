@@ -1,0 +1,56 @@
+"""SQuAD (Rajpurkar et al. 2016): the part of a paragraph that answers a question.
+
+    python -m train squad:subset                     # fine-tunes runs/minilm, see glue.py for its import
+
+As BERT does (Devlin et al. 2019, section 4.2): question and context in one row, two linear layers for the first and the
+last token, long contexts in overlapping windows, answers of at most 30 tokens.
+"""
+
+from data.config import DataConfig, HuggingFace, Pretrained, SpanAnswering
+from data.task_config import Records
+from experiments import dataset, start_from
+from train.config import AdamW, Checkpointing, Evaluation, Experiment, Linear
+
+ENCODER = "runs/minilm"
+
+
+def subset() -> Experiment:
+    """3,939 questions of 17 articles, scored on 700 questions of 3 others; two epochs."""
+    return _experiment(
+        "subset",
+        train=(Records(path=dataset("qa/squad_v1.1_subset/squad_train_subset.json"), format="squad"),),
+        validation=(Records(path=dataset("qa/squad_v1.1_subset/squad_dev_subset.json"), format="squad"),),
+        num_steps=500,
+        rate=2e-4,
+    )
+
+
+def full() -> Experiment:
+    """All 87,599 questions, scored on the 10,570 of dev; two epochs; needs the `hf` extra and a network."""
+    return _experiment(
+        "full",
+        train=(HuggingFace(path="rajpurkar/squad", split="train"),),
+        validation=(HuggingFace(path="rajpurkar/squad", split="validation"),),
+        num_steps=11_000,
+        rate=5e-5,
+    )
+
+
+def _experiment(name: str, *, train: tuple, validation: tuple, num_steps: int, rate: float) -> Experiment:
+    return Experiment(
+        name=f"squad:{name}",
+        num_steps=num_steps,
+        batch_size=16,
+        model=start_from(ENCODER, heads=("span",), dropout_rate=0.1, attention_dropout_rate=0.1),
+        init_from=ENCODER,
+        objective=SpanAnswering(),
+        data=DataConfig(
+            train=train, validation=validation, tokenizer=Pretrained(path=f"{ENCODER}/tokenizer"), length=256
+        ),
+        optimizer=AdamW(
+            peak_learning_rate=rate, schedule=Linear(warmup_steps=num_steps // 10), b2=0.999, weight_decay=0.01
+        ),
+        evaluation=Evaluation(every=num_steps),
+        checkpoint=Checkpointing(every=num_steps),
+        log_every=20,
+    )

@@ -1,0 +1,157 @@
+"""Small Transformers for text classification, trained from scratch on labelled texts alone.
+
+    python -m train text_classification:sst2 --seeds 3
+    python -m eval baseline runs/text_classification-sst2/seed-0
+
+The introduction to any survey of applications: sentiment, topic, question type, spam, in English and in Chinese. One
+architecture for all, a two-layer encoder with the mean over tokens as its summary (no pretraining, no word vectors from
+elsewhere), the last checkpoint, no choice of checkpoint by score.
+"""
+
+from data.config import Classification, DataConfig, SentencePiece
+from data.task_config import Augmentation, Records
+from experiments import dataset
+from model.config import TransformerConfig
+from train.config import AdamW, Checkpointing, Evaluation, Experiment, Linear
+
+THUCNEWS = "finance realty stocks education science society politics sports game entertainment"
+
+
+def sst2() -> Experiment:
+    """Sentiment of film reviews in English: SST-2 as in GLUE, 67,349 phrases, scored on its 872 dev sentences."""
+    fields = {"text": "sentence"}
+    return _experiment(
+        "sst2",
+        Classification(labels=("0", "1"), names=("negative", "positive")),
+        train=Records(path=dataset("sentiment/sst2_glue/train.tsv"), fields=fields),
+        validation=Records(path=dataset("sentiment/sst2_glue/dev.tsv"), fields=fields),
+        vocab_size=8000,
+        num_steps=3000,
+        batch_size=64,
+        length=64,
+    )
+
+
+def chnsenticorp() -> Experiment:
+    """Sentiment of reviews in Chinese: ChnSentiCorp, its test texts without those that stand in train."""
+    fields = {"text": "text_a"}
+    return _experiment(
+        "chnsenticorp",
+        Classification(labels=("0", "1"), names=("negative", "positive")),
+        train=Records(path=dataset("sentiment/chnsenticorp/train.tsv"), fields=fields),
+        validation=Records(path=dataset("sentiment/chnsenticorp/dev.tsv"), fields=fields),
+        test=Records(path=dataset("sentiment/chnsenticorp/test.dedup.tsv"), fields=fields),
+        vocab_size=8000,
+        num_steps=1500,
+        length=256,
+    )
+
+
+def trec6() -> Experiment:
+    """What a question asks for: TREC-6 (Li & Roth 2002)."""
+    source = dict(format="lines", pattern=r"(?P<label>[A-Z]+):\S+ (?P<text>.*)", encoding="latin-1")
+    return _experiment(
+        "trec6",
+        Classification(
+            labels=("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"),
+            names=("abbreviation", "description", "entity", "human", "location", "number"),
+        ),
+        train=Records(path=dataset("topic/trec6/TREC.train"), **source),
+        test=Records(path=dataset("topic/trec6/TREC.test"), **source),
+        vocab_size=4000,
+        num_steps=1500,
+        length=64,
+    )
+
+
+def ag_news() -> Experiment:
+    """Topic of news in English: 4,500 articles of AG News, scored on its official test set of 7,600."""
+    split = dict(columns=("text", "label"))
+    from_one = {"label": {"^1$": "0", "^2$": "1", "^3$": "2", "^4$": "3"}}
+    test = dict(columns=("label", "title", "body"), fields={"text": "{title} {body}"}, replace=from_one)
+    return _experiment(
+        "ag_news",
+        Classification(labels=("0", "1", "2", "3"), names=("World", "Sports", "Business", "Sci/Tech")),
+        train=Records(path=dataset("topic/ag_news/train_subset.csv"), **split),
+        validation=Records(path=dataset("topic/ag_news/dev_subset.csv"), **split),
+        test=Records(path=dataset("topic/ag_news/test.csv"), **test),
+        vocab_size=8000,
+        num_steps=1000,
+        length=128,
+    )
+
+
+def thucnews() -> Experiment:
+    """Topic of headlines in Chinese: THUCNews, trained on the 10,000 of its dev file, scored on the 10,000 of test."""
+    source = dict(format="tsv", columns=("text", "label"))
+    return _experiment(
+        "thucnews",
+        Classification(labels=tuple(map(str, range(10))), names=tuple(THUCNEWS.split())),
+        train=Records(path=dataset("topic/thucnews_titles/dev.txt"), **source),
+        test=Records(path=dataset("topic/thucnews_titles/test.txt"), **source),
+        vocab_size=8000,
+        num_steps=1500,
+        length=64,
+    )
+
+
+def sms_spam() -> Experiment:
+    """Spam: the SMS Spam Collection without its repeats, split 70/10/20 by a hash of the message."""
+    source = dict(path=dataset("spam/sms_spam_collection/sms.tsv"), columns=("label", "text"), drop_repeats=True)
+    return _experiment(
+        "sms_spam",
+        Classification(labels=("ham", "spam")),
+        train=Records(**source, part=(0, 0.7)),
+        validation=Records(**source, part=(0.7, 0.8)),
+        test=Records(**source, part=(0.8, 1)),
+        vocab_size=4000,
+        num_steps=1000,
+        length=128,
+    )
+
+
+def _experiment(
+    name: str,
+    objective: Classification,
+    *,
+    train: Records,
+    validation: Records | None = None,
+    test: Records | None = None,
+    vocab_size: int,
+    num_steps: int,
+    length: int,
+    batch_size: int = 32,
+) -> Experiment:
+    return Experiment(
+        name=f"text_classification:{name}",
+        num_steps=num_steps,
+        batch_size=batch_size,
+        model=TransformerConfig(
+            stack="encoder",
+            vocab_size=vocab_size,
+            num_layers=2,
+            embed_dim=128,
+            num_heads=4,
+            mlp_dim=256,
+            max_length=length,
+            positions="t5_relative",
+            heads=("sequence",),
+            num_labels=len(objective.labels),
+            pooling="mean",
+            dropout_rate=0.3,
+        ),
+        objective=objective,
+        data=DataConfig(
+            train=(train,),
+            validation=() if validation is None else (validation,),
+            test=() if test is None else (test,),
+            held_out_fraction=0.05,
+            tokenizer=SentencePiece(vocab_size=vocab_size),
+            augmentation=Augmentation(token_dropout=0.2),
+            length=length,
+        ),
+        optimizer=AdamW(peak_learning_rate=1e-3, schedule=Linear(warmup_steps=100), b2=0.98, weight_decay=0.1),
+        evaluation=Evaluation(every=250),
+        checkpoint=Checkpointing(every=num_steps),
+        log_every=50,
+    )
