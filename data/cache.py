@@ -267,8 +267,10 @@ _COUNTS = (
 def _make_shard(job: _Job, number: int, chunk: list[str]) -> dict:
     """Cleans, selects and tokenizes the texts of `chunk`, writes the shard and returns its description."""
     texts, empty, other = [], 0, 0
+    before_counting = job.cleaning.model_copy(update={"detokenize": "none"})
+    after_counting = Cleaning(detokenize=job.cleaning.detokenize)
     for raw in chunk:
-        text = clean(raw, job.cleaning)
+        text = clean(raw, before_counting)
         selected = job.split.select(text) if job.split else text
         if not text.strip():
             empty += 1
@@ -276,7 +278,7 @@ def _make_shard(job: _Job, number: int, chunk: list[str]) -> dict:
             other += 1
         else:
             texts.append(selected)
-    documents = job.tokenizer.encode_batch(texts)
+    documents = job.tokenizer.encode_batch([clean(text, after_counting) for text in texts])
     lengths = np.array([len(document) for document in documents], np.int64)
     tokens = np.concatenate([np.empty(0, np.int32), *documents]).astype(dtype_of(job.tokenizer.vocab_size))
     lengths_file = io.BytesIO()

@@ -5,7 +5,8 @@
 3. `normalize`: compatibility forms turn special spaces into plain ones;
 4. `control_characters`: before white space, so that a space on each side of one becomes a single space;
 5. `stop_words`;
-6. `white_space`: last, because the steps before leave gaps.
+6. `white_space`: because the steps before leave gaps;
+7. `detokenize`: last, because words are counted before it.
 """
 
 import re
@@ -14,6 +15,7 @@ from functools import lru_cache
 from html.parser import HTMLParser
 
 from data.config import Cleaning
+from data.detokenize import detokenize
 
 # A block element ends a line; every other tag disappears without a trace, as it does on a page.
 _BLOCK_NAMES = """
@@ -63,6 +65,8 @@ def clean(text: str, config: Cleaning) -> str:
         text = _stop_words(config.stop_words).sub("", text)
     if config.white_space:
         text = _collapse_white_space(text)
+    if config.detokenize != "none":
+        text = detokenize(text, config.detokenize)
     return text
 
 

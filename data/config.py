@@ -86,6 +86,11 @@ class Cleaning(BaseModel, frozen=True, extra="forbid", validate_default=True):
         description="Remove stop words, as the classical pipeline of text classification does. "
         "Off by default because it destroys fluent text, which is what a language model learns.",
     )
+    detokenize: Literal["none", "wikitext", "ptb", "lambada", "one_billion_words"] = Field(
+        "none",
+        description="Put the spacing of a tokenized corpus right, as models of raw text are measured (Radford et al. "
+        "2019, section 3.1). Words and bytes are counted before that.",
+    )
 
 
 class SentencePiece(BaseModel, frozen=True, extra="forbid", validate_default=True):

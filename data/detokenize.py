@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Literal
-
-Corpus = Literal["wikitext", "ptb", "lambada", "one_billion_words"]
 
 _Rules = tuple[tuple[str, str | Callable[[re.Match], str]], ...]  # patterns and what takes their place, in order
 
@@ -43,7 +40,7 @@ def _joined_heading(match: re.Match) -> str:
 # The corpora put a space at both ends of a line.
 _LINES: _Rules = ((r"(?m)^ +| +$", ""),)
 
-_RULES: dict[Corpus, _Rules] = {
+_RULES: dict[str, _Rules] = {
     "wikitext": (
         (r"(?m)^ ((?:= )+)(.+?)((?: =)+) $", _joined_heading),
         (r" @([-,.])@ ", r"\1"),
@@ -63,7 +60,7 @@ _RULES: dict[Corpus, _Rules] = {
 }
 
 
-def detokenize(text: str, corpus: Corpus) -> str:
+def detokenize(text: str, corpus: str) -> str:
     """Returns the text as it would be written; rules reach over spaces, but not from line to line.
 
     wikitext: ` @-@ `, ` @,@ `, ` @.@ `, spaces around punctuation, quotes, brackets and contractions, and headings:

@@ -26,8 +26,8 @@ class TokenCache:
       folder, key: where it is, and the hash of what decides its content.
       lengths: int64 [num_documents], the tokens of each document (no document is empty of text).
       starts: int64 [num_documents + 1], where each document starts in the concatenation of all tokens.
-      num_documents, num_tokens, num_characters, num_bytes (of UTF-8), num_words: totals of the cleaned text;
-        a newline counts as a word, as in WikiText.
+      num_documents, num_tokens, num_characters, num_bytes (of UTF-8), num_words: totals of the cleaned text,
+        before it is detokenized; a newline counts as a word, as in WikiText.
       num_empty, num_of_other_split, skipped: documents without text, documents of the split's other part and
         bad records, none of which are in the cache; skipped_messages: the reasons for the first of these.
     """

@@ -16,7 +16,7 @@ from train.config import Experiment, UserError
 
 COMMANDS = {"compare": "eval.compare", "baseline": "eval.baselines"}
 _OF_TASKS = ("split", "records")
-_OF_TEXTS = ("text", "length", "stride")
+_OF_TEXTS = ("text", "detokenize", "length", "stride")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -41,6 +41,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         action="append",
         metavar="FILE",
         help="Measure FILE (.txt, .jsonl, .csv, .tsv, a folder or a pattern) instead; repeatable.",
+    )
+    texts.add_argument(
+        "--detokenize",
+        choices=("wikitext", "ptb", "lambada", "one_billion_words"),
+        help="Put the spacing of a corpus right first; perplexity is per word of the original.",
     )
     texts.add_argument("--length", type=int, metavar="N", help="Tokens per window; default: as in training.")
     texts.add_argument(

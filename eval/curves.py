@@ -37,7 +37,7 @@ Series = tuple[Sequence[int], Sequence[float]]
 """Steps and values."""
 
 
-def loss_curves(train: Series, validation: Series) -> str:
+def loss_curves(train: Series, validation: Series, unit: str) -> str:
     """Training loss (every logged value, and smoothed) and validation loss over steps, as an SVG data URI."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -54,7 +54,7 @@ def loss_curves(train: Series, validation: Series) -> str:
         if len(steps):
             axes.plot(steps, values, color=_ORANGE, linewidth=1, alpha=0.6)
             axes.plot(steps, values, "o", color=_ORANGE, markersize=4.5, label="validation")
-        axes.set_ylabel("loss (nats per token)")
+        axes.set_ylabel(f"loss ({unit})")
         _finish(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()

@@ -62,19 +62,22 @@ def write_report(run_directory: Path, samples: Sequence[Completion] | None) -> P
 
 
 def _page(run_directory: Path, config: Experiment, samples: list[dict[str, Any]]) -> str:
-    from train.metrics import read_metrics
+    from train.metrics import is_out_of_patience, read_metrics
 
     lines = read_metrics(run_directory)
     train = [line for line in lines if "loss" in line]
     validations = [{"step": line["step"]} | line["validation"] for line in lines if "validation" in line]
     last_step = max((line["step"] for line in lines), default=0)
     progress = "finished" if last_step >= config.num_steps else f"{last_step:,} of {config.num_steps:,} steps so far"
+    history = [line[config.evaluation.metric] for line in validations if config.evaluation.metric in line]
+    if is_out_of_patience(config.evaluation, history):
+        progress = f"finished early, after {last_step:,} steps"
     parts = [
         f"<h1>{_text(config.name)}</h1>",
         f'<p class="subtitle">{_text(str(run_directory))} · {progress}</p>',
         _numbers(config, train, validations),
         *scores_sections(run_directory),
-        *_pictures(train, validations),
+        *_pictures(config, train, validations),
         *_samples(samples),
         "<h2>Details</h2>",
         _fields("Config", dict(_flat(config.model_dump(mode="json")))),
@@ -102,7 +105,7 @@ def _numbers(config: Experiment, train: list[dict], validations: list[dict]) -> 
     """The summary: a name, a number and a remark each."""
     found: list[tuple[str, str, str]] = []
     scored = [line for line in validations if math.isfinite(line["loss"])]
-    unit = "squared error" if config.objective.kind == "regression" else "nats"
+    unit = _unit(config)
     if scored:
         last, best = scored[-1], min(scored, key=lambda line: line["loss"])
         found.append(("Validation loss", f"{last['loss']:.4f}", f"{unit}, at step {last['step']:,}"))
@@ -153,7 +156,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02} h" if minutes >= 60 else f"{minutes}:{seconds:02} min"
 
 
-def _pictures(train: list[dict], validations: list[dict]) -> Iterator[str]:
+def _unit(config: Experiment) -> str:
+    """Of the loss."""
+    kinds = {"regression": "squared error", "classification": "nats per example", "span_answering": "nats per example"}
+    return kinds.get(config.objective.kind, "nats per token")
+
+
+def _pictures(config: Experiment, train: list[dict], validations: list[dict]) -> Iterator[str]:
     from eval import curves
 
     def series(lines: list[dict], name: str) -> curves.Series:
@@ -163,7 +172,7 @@ def _pictures(train: list[dict], validations: list[dict]) -> Iterator[str]:
     if not train and not validations:
         return
     yield "<h2>Curves</h2>"
-    uri = curves.loss_curves(series(train, "loss"), series(validations, "loss"))
+    uri = curves.loss_curves(series(train, "loss"), series(validations, "loss"), _unit(config))
     yield f'<div class="panel"><img alt="Training and validation loss over steps" src="{uri}"></div>'
     titles = {
         "learning_rate": "learning rate",

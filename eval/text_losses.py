@@ -30,7 +30,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if batch_size is None:
         batch_size = config.evaluation.batch_size or config.batch_size
     _check(run, length, stride, batch_size)
-    source, cache = _cache(run, options.text or [])
+    source, cache = _cache(run, options.text or [], options.detokenize)
     # A copy of the parameters on every device; the batch is split.
     mesh = sharding.make_mesh(Mesh())
     ways = sharding.batch_ways(mesh, config.mesh.rules)
@@ -57,6 +57,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         "tokens": int(measured["tokens"]),
         "length": length,
         "stride": stride,
+        "detokenized": options.detokenize or run.config.data.cleaning.detokenize,
     }
 
 
@@ -75,7 +76,7 @@ def _check(run: Run, length: int, stride: int, batch_size: int) -> None:
         raise UserError(*problems)
 
 
-def _cache(run: Run, texts: list[str]) -> tuple[str, TokenCache]:
+def _cache(run: Run, texts: list[str], detokenize: str | None) -> tuple[str, TokenCache]:
     """What is measured, in words and in tokens."""
     from data.cache import build
     from data.pipeline import prepare
@@ -84,6 +85,8 @@ def _cache(run: Run, texts: list[str]) -> tuple[str, TokenCache]:
         print(line, file=sys.stderr)
 
     data = run.config.data
+    if detokenize is not None:
+        data = data.model_copy(update={"cleaning": data.cleaning.model_copy(update={"detokenize": detokenize})})
     if texts:
         sources = tuple(Files(path=text) for text in texts)
         return ", ".join(texts), build(sources, data.cleaning, run.tokenizer, data.cache_dir, report=report)
@@ -98,6 +101,8 @@ def table(result: dict[str, Any]) -> str:
     windows = f"windows of {result['length']} tokens" + (
         f", one every {result['stride']}" if result["stride"] < result["length"] else ", one after the other"
     )
+    if result["detokenized"] != "none":
+        windows += f"; {result['detokenized']} text detokenized after its words and bytes were counted"
     ends = "  (ends of documents included)" if result["objective"] == "causal_lm" else ""
     lines = [
         ("run", result["run"]),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,15 @@ from model import tree
 from train import checkpoint, lora, sharding
 from train.command_line import nearest
 from train.config import Experiment, Full, LoRA, UserError, lower_is_better
-from train.metrics import Display, Metrics, flops_per_token, peak_flops, read_metrics
+from train.metrics import (
+    Display,
+    Metrics,
+    evaluations_since_best,
+    flops_per_token,
+    is_out_of_patience,
+    peak_flops,
+    read_metrics,
+)
 from train.objective import check_vocabulary, example_options, make_model
 from train.params import restore_common
 from train.run import RunDirectory
@@ -265,10 +272,7 @@ class Trainer:
 
     def _is_out_of_patience(self) -> bool:
         """Whether the evaluations so far, which metrics.jsonl remembers, end the run before its last step."""
-        options = self.experiment.evaluation
-        if options.patience is None:
-            return False
-        return evaluations_since_best(self.history, lower_is_better(options.metric)) >= options.patience
+        return is_out_of_patience(self.experiment.evaluation, self.history)
 
     def _is_best(self, measured: Mapping[str, float] | None) -> bool:
         if measured is None or not self.experiment.checkpoint.keep_best:
@@ -291,15 +295,6 @@ class Trainer:
             os._exit(128 + number)
         self._signal = number
         self.display.say(f"{signal.Signals(number).name}: saving after this step; again to stop at once")
-
-
-def evaluations_since_best(values: Sequence[float], lower: bool) -> int:
-    """How many of the latest `values` are no better than the best before them; a tie or NaN is no better."""
-    best, count = math.inf, 0
-    for value in values:
-        value = value if lower else -value
-        best, count = (value, 0) if value < best else (best, count + 1)
-    return count
 
 
 class _Clock:

@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tensorboardX import SummaryWriter
 from data.storage import write_atomically
 from model import tree
 from model.config import TransformerConfig
+from train.config import Evaluation, lower_is_better
 
 # Dense bfloat16 TFLOP/s by the makers' data sheets; the first name found in the device's own name counts.
 PEAK_TFLOPS = {
@@ -110,6 +111,22 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+def evaluations_since_best(values: Sequence[float], lower: bool) -> int:
+    """How many of the latest `values` are no better than the best before them; a tie or NaN is no better."""
+    best, count = math.inf, 0
+    for value in values:
+        value = value if lower else -value
+        best, count = (value, 0) if value < best else (best, count + 1)
+    return count
+
+
+def is_out_of_patience(evaluation: Evaluation, history: Sequence[float]) -> bool:
+    """Whether the values of `evaluation.metric` so far end a run before its last step."""
+    if evaluation.patience is None:
+        return False
+    return evaluations_since_best(history, lower_is_better(evaluation.metric)) >= evaluation.patience
 
 
 class Display:

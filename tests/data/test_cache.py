@@ -219,6 +219,14 @@ def test_words_and_line_ends():
     assert count_words(" a  b\n\n c") == 5
 
 
+def test_a_corpus_is_detokenized_after_its_words_are_counted(tmp_path):
+    (tmp_path / "a.txt").write_text(" = = Career = = \n He didn 't wait , he left . \n")
+    plain = make(tmp_path / "a.txt", tmp_path / "c", document="file")
+    written = make(tmp_path / "a.txt", tmp_path / "c", document="file", cleaning=Cleaning(detokenize="wikitext"))
+    assert documents(written) == ["== Career ==\nHe didn't wait, he left.\n"]
+    assert (written.num_words, written.num_bytes) == (plain.num_words, plain.num_bytes) == (15, 47)
+
+
 # Kills
 
 BUILD = """

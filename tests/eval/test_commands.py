@@ -137,6 +137,11 @@ def test_measuring(tiny_run, tmp_path, capsys):
     assert measure.main([str(tiny_run), "--text", str(tmp_path / "own.txt"), "--stride", "8"]) == 0
     table = capsys.readouterr().out
     assert "own.txt" in table and "windows of 32 tokens, one every 8" in table and "per word" in table
+    tokenized = tmp_path / "tokenized.txt"
+    tokenized.write_text(" It didn 't stop . \n")
+    assert measure.main([str(tiny_run), "--text", str(tokenized), "--detokenize", "ptb", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["words"], result["bytes"], result["tokens"]) == (6, 20, len("It didn't stop.\n") + 1)
 
 
 def test_mistakes_in_measuring(tiny_run, tmp_path, capsys):

@@ -21,8 +21,7 @@ from train import config as cfg
 from train import load_run, loop
 from train.checkpoint import Checkpoints, list_steps, read_manifest
 from train.config import UserError
-from train.loop import evaluations_since_best
-from train.metrics import read_metrics
+from train.metrics import evaluations_since_best, read_metrics
 from train.objective import make_model
 from train.params import restore_common
 from train.run import RunDirectory
