@@ -8,10 +8,10 @@ quickstart: $(VENV)/.installed
 	$(RUN) -m train quickstart
 
 test: $(VENV)/.installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadfile
 
 test-parity: $(VENV)/.parity
-	$(RUN) -m pytest -m parity
+	$(RUN) -m pytest -m parity -n auto --dist loadfile
 
 test-slow: $(VENV)/.installed
 	$(RUN) -m pytest -m slow

@@ -18,13 +18,14 @@ PAIR = {"text": "sentence1", "second_text": "sentence2"}
 
 
 def sst2() -> Experiment:
-    """Sentiment: 67,349 phrases of film reviews; one epoch."""
+    """Sentiment: 67,349 phrases of film reviews; half an epoch."""
     return _experiment(
         "sst2",
         Classification(labels=("0", "1"), names=("negative", "positive")),
         train=Records(path=dataset("sentiment/sst2_glue/train.tsv"), fields={"text": "sentence"}),
         validation=Records(path=dataset("sentiment/sst2_glue/dev.tsv"), fields={"text": "sentence"}),
-        num_steps=2100,
+        num_steps=526,
+        batch_size=64,
         length=64,
     )
 
@@ -85,13 +86,14 @@ def _experiment(
     train: Records,
     validation: Records,
     num_steps: int,
+    batch_size: int = 32,
     length: int = 128,
 ) -> Experiment:
     labels = len(objective.labels) if isinstance(objective, Classification) else 1
     return Experiment(
         name=f"glue:{name}",
         num_steps=num_steps,
-        batch_size=32,
+        batch_size=batch_size,
         model=start_from(ENCODER, heads=("sequence",), num_labels=labels, dropout_rate=0.1, attention_dropout_rate=0.1),
         init_from=ENCODER,
         objective=objective,

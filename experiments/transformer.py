@@ -9,6 +9,10 @@ and 1e-9. Weights start from a normal distribution of variance 1 / width, so tha
 `base` and `big` are table 3's, with its learning rate; a batch there has 25,000 source tokens, here 1,024 pairs of
 about 25. The paper averages the last 5 (base) or 20 checkpoints, ten minutes apart, and searches with a beam of 4 and a
 length penalty of 0.6. `multi30k` trains so briefly that its learning rate falls to 0 instead, on a line.
+
+Obtained: `multi30k`, test 2016, seed 0, mean of the last 5 checkpoints, beam 5: sacreBLEU 34.45 (95 % interval 32.98 to
+36.01; nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0), chrF 57.5; validation 34.25; 61 minutes on 2 CPU
+cores, 12.7 epochs. Published results of small Transformers trained to the end are 38 to 41. `base` and `big`: not run.
 """
 
 from data.config import DataConfig, HuggingFace, SentencePiece, TextToText
