@@ -6,6 +6,9 @@
 Every variant starts from `runs/minilm`; --init-from takes another run, with --data.tokenizer.path. A linear layer over
 the pooled encoder, the last checkpoint, no choice among checkpoints, scores on dev as is usual where the labels of test
 are not given out.
+
+Obtained, on 2 CPU cores from MiniLM-L6 (22.7M parameters, trained further on sentence pairs by its authors), dev, seed 0:
+SST-2 accuracy 88.65 (95 % interval 86.5 to 90.6) in 9.5 minutes.
 """
 
 from data.config import Classification, DataConfig, Pretrained, Regression
