@@ -7,8 +7,8 @@ Every variant starts from `runs/minilm`; --init-from takes another run, with --d
 the pooled encoder, the last checkpoint, no choice among checkpoints, scores on dev as is usual where the labels of test
 are not given out.
 
-Obtained, on 2 CPU cores from MiniLM-L6 (22.7M parameters, trained further on sentence pairs by its authors), dev, seed 0:
-SST-2 accuracy 88.65 (95 % interval 86.5 to 90.6) in 9.5 minutes.
+Obtained on 2 CPU cores from MiniLM-L6 (22.7M parameters; its authors trained it further on sentence pairs), seed 0:
+SST-2, dev: accuracy 88.65 (95 % interval 86.5 to 90.6) in 9.5 minutes, where BERT base has 93.5 on test.
 """
 
 from data.config import Classification, DataConfig, Pretrained, Regression

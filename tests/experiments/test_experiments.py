@@ -5,7 +5,9 @@ import json
 import pytest
 import tiny
 
+from data.config import MaskedLM
 from experiments.__main__ import main
+from model.config import TransformerConfig
 from train.command_line import papers, variants
 from train.config import Experiment
 
@@ -31,8 +33,17 @@ PUBLISHED = {
 }
 
 
+@pytest.fixture
+def imported_encoder(tmp_path, monkeypatch):
+    """Stands for the run that fine-tuning starts from."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "minilm").mkdir(parents=True)
+    encoder = Experiment(model=TransformerConfig(stack="encoder", max_length=512), objective=MaskedLM())
+    (tmp_path / "runs" / "minilm" / "config.json").write_text(encoder.model_dump_json())
+
+
 @pytest.mark.parametrize("name", ALL)
-def test_every_variant_is_valid_and_equal_after_json(name):
+def test_every_variant_is_valid_and_equal_after_json(name, imported_encoder):
     experiment = ALL[name]()
     again = Experiment.model_validate_json(experiment.model_dump_json())  # also checks what model_copy did not
     assert again == experiment
