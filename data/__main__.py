@@ -20,6 +20,7 @@ from data import tokenizer as tokenizers
 from data.cleaning import clean
 from data.config import ByteBPE, Bytes, Characters, Cleaning, Files, PythonDocs, SentencePiece, Source, WordPiece
 from data.document import DataError, Document, Skipped
+from data.record_formats import read_columns
 from data.task_config import Records
 
 _MEASURED_CHARACTERS = 1_000_000
@@ -37,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command and returns the exit status: 2 for a user's mistake, told in one sentence on stderr."""
     options = _parser().parse_args(arguments)
     try:
+        if getattr(options, "n", 1) < 1:
+            raise DataError(f"-n must be at least 1, got {options.n}")
         options.command(options)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -150,14 +153,9 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _show_records(options: argparse.Namespace) -> None:
-    from data.record_formats import read_columns
-
-    def refuse(message: str) -> None:
-        raise DataError(message)
-
     given = {name: getattr(options, name) for name in ("path", "format", "pattern", "encoding")}
     source = Records(**given, columns=tuple(filter(None, options.columns.split(","))))
-    for columns, origin in islice(read_columns(source, refuse), options.n):
+    for columns, origin in islice(read_columns(source, Skipped().handler("fail")), options.n):
         print(f"--- {origin}")
         for name, value in columns.items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

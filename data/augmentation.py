@@ -89,7 +89,7 @@ class Augmenter:
 
 
 def read_synonyms(path: Path) -> dict[str, list[str]]:
-    """Returns the synonyms of each word of a file with a word and its synonyms a line.
+    """Returns the synonyms of each word of a file with a word and its synonyms a line; a word may have several lines.
 
     Between them stand tabs, where a line has any, else white space. Case does not count.
     """
@@ -99,7 +99,11 @@ def read_synonyms(path: Path) -> dict[str, list[str]]:
         raise DataError(f"{path}: the synonyms cannot be read: {error}") from error
     lines = (line.split("\t") if "\t" in line else line.split() for line in text.splitlines())
     rows = [[word.strip() for word in line if word.strip()] for line in lines]
-    return {word.casefold(): synonyms for word, *synonyms in filter(None, rows) if synonyms}
+    found: dict[str, list[str]] = {}
+    for word, *synonyms in filter(None, rows):
+        if synonyms:
+            found.setdefault(word.casefold(), []).extend(synonyms)
+    return found
 
 
 def edit_words(text: str, config: Augmentation, synonyms: Mapping[str, list[str]], random: np.random.Generator) -> str:

@@ -253,6 +253,18 @@ def _make_shard_in_worker(number: int, chunk: list[str]) -> dict:
 
 # Shards
 
+
+def cleaned_part(raw: str, cleaning: Cleaning, split: Split | None) -> tuple[str, str]:
+    """Returns the text of a document and the part of it that belongs to `split`: words are counted in these."""
+    text = clean(raw, cleaning.model_copy(update={"detokenize": "none"}))
+    return text, split.select(text) if split else text
+
+
+def detokenized(part: str, cleaning: Cleaning) -> str:
+    """Returns what of a `cleaned_part` is tokenized."""
+    return clean(part, Cleaning(detokenize=cleaning.detokenize))
+
+
 _COUNTS = (
     "num_documents",
     "num_tokens",
@@ -267,18 +279,15 @@ _COUNTS = (
 def _make_shard(job: _Job, number: int, chunk: list[str]) -> dict:
     """Cleans, selects and tokenizes the texts of `chunk`, writes the shard and returns its description."""
     texts, empty, other = [], 0, 0
-    before_counting = job.cleaning.model_copy(update={"detokenize": "none"})
-    after_counting = Cleaning(detokenize=job.cleaning.detokenize)
     for raw in chunk:
-        text = clean(raw, before_counting)
-        selected = job.split.select(text) if job.split else text
+        text, selected = cleaned_part(raw, job.cleaning, job.split)
         if not text.strip():
             empty += 1
         elif not selected.strip():
             other += 1
         else:
             texts.append(selected)
-    documents = job.tokenizer.encode_batch([clean(text, after_counting) for text in texts])
+    documents = job.tokenizer.encode_batch([detokenized(text, job.cleaning) for text in texts])
     lengths = np.array([len(document) for document in documents], np.int64)
     tokens = np.concatenate([np.empty(0, np.int32), *documents]).astype(dtype_of(job.tokenizer.vocab_size))
     lengths_file = io.BytesIO()

@@ -13,6 +13,7 @@ from data.task_config import (
     Dialogue,
     Records,
     Regression,
+    Replace,
     SpanAnswering,
     Tagging,
     TextToText,
@@ -56,7 +57,7 @@ class HuggingFace(BaseModel, frozen=True, extra="forbid", validate_default=True)
     split: str = Field("train", description="The split to read.")
     text_field: str = Field("text", description="The column that holds the text.")
     fields: dict[str, str | tuple[str, ...]] = Field({}, description="For a task: as those of `records`.")
-    replace: dict[str, dict[str, str]] = Field({}, description="For a task: as that of `records`.")
+    replace: Replace = Field({}, description="For a task: as that of `records`.")
 
 
 class PythonDocs(BaseModel, frozen=True, extra="forbid", validate_default=True):

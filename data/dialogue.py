@@ -8,18 +8,16 @@ The system's part is left out where there is none. A prompt ends in <|assistant|
 The four names are special tokens, which no text can spell.
 """
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from data.document import DataError
+from data.records import Record, as_text
 from data.task_config import Dialogue
 from data.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from data.records import Record
 
 Role = Literal["user", "assistant"]
 
@@ -66,18 +64,18 @@ class Prompt(NamedTuple):
 # Records
 
 
-def read_turns(record: "Record", objective: Dialogue) -> Conversation:
+def read_turns(record: Record, objective: Dialogue) -> Conversation:
     """Returns the conversation of a record's fields `turns` and `system`, without white space around its texts.
 
     `turns` is a list of texts, which speak in turn, or of objects with a role and a text, or one text that
-    `objective.separator` splits. A message of the role system may stand first. Raises DataError that names the
-    record's place for anything else, and for a turn without text.
+    `objective.separator` splits; `system` is a text or its sentences. A message of the role system may stand first.
+    Raises DataError that names the record's place for anything else, and for a turn without text.
     """
 
     def fail(problem: str) -> DataError:
         return DataError(f"{record.origin}: {problem}")
 
-    turns, system = record.fields.get("turns"), record.fields.get("system") or ""
+    turns, system = record.fields.get("turns"), as_text(record.fields.get("system") or "", f"{record.origin}: system")
     if isinstance(turns, str):
         if objective.separator is None:
             raise fail("turns is one text; objective.separator must say what stands between its turns")
@@ -93,7 +91,7 @@ def read_turns(record: "Record", objective: Dialogue) -> Conversation:
         before = said[-1].role if said else None
         role = role or (objective.first if before is None else "assistant" if before == "user" else "user")
         said.append(Turn(role, text))
-    _, system = _message(str(system), "system", fail) if system else (None, "")
+    _, system = _message(system, "system", fail) if system else (None, "")
     return Conversation(tuple(said), "\n".join(text for text in (system, *first) if text))
 
 
@@ -117,40 +115,6 @@ def _message(turn: Any, name: str, fail: Callable[[str], DataError]) -> tuple[st
     return role, text.strip()
 
 
-_NUMBERED = re.compile(r"(\d+) (your persona: |partner's persona: )?(.*)", re.DOTALL)
-
-
-def read_persona_chat(lines: Iterable[tuple[int, str]], path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (number of the first line, fields) of the conversations of a PersonaChat file.
-
-    Its lines are numbered from 1 in each conversation: first the persona of the side that answers, which is the
-    system's text, then a message, a tab and its answer; what follows after another tab is not read.
-
-    Args:
-      lines: number and text of each line. path: for messages.
-    """
-    start, persona, turns = 0, [], []
-    for number, line in lines:
-        if not line.strip():
-            continue
-        match = _NUMBERED.fullmatch(line.rstrip("\r\n"))
-        if match is None:
-            raise DataError(f"{path}:{number}: expected a number, a space and a text, as PersonaChat has them")
-        if match[1] == "1":
-            if turns:
-                yield start, {"system": " ".join(persona), "turns": turns}
-            start, persona, turns = number, [], []
-        if match[2] is None:
-            said = match[3].split("\t")
-            if len(said) < 2:
-                raise DataError(f"{path}:{number}: expected a message, a tab and its answer")
-            turns += said[:2]
-        elif match[2].startswith("your"):
-            persona.append(match[3])
-    if turns:
-        yield start, {"system": " ".join(persona), "turns": turns}
-
-
 # Tokens
 
 
@@ -160,7 +124,7 @@ def can_chat(tokenizer: Tokenizer) -> bool:
 
 
 def encode(
-    conversation: Conversation, tokenizer: Tokenizer, objective: Dialogue, length: int
+    conversation: Conversation, tokenizer: Tokenizer, objective: Dialogue, length: int, cut: Counter[str] | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns rows of (tokens, learned), int32 and bool [at most length + 1], in which every reply is learned once.
 
@@ -169,7 +133,7 @@ def encode(
     <|end|> after each. A conversation that is too long gives several rows: a reply is learned in the one that has
     the most of the turns before it, the latest ones and the system's text always among them.
     What is too long by itself is cut: the system's text to half of the row, a message to its end, so that half of
-    the rest is left for the reply, and a reply to its start.
+    the rest is left for the reply, and a reply to its start. `cut` counts it, as system or as turns.
 
     Raises DataError if nothing is to be learned, or nothing fits.
     """
@@ -180,7 +144,7 @@ def encode(
     if not to_learn:
         raise DataError("the conversation has no turn of the assistant, so there is nothing to learn")
     template = _Template(tokenizer)
-    head, blocks = template.blocks(turns, conversation.system, length // 2)
+    head, blocks, num_cut = template.blocks(turns, conversation.system, length // 2)
     room = length + 1 - len(head)
     ends = np.cumsum([0, *map(len, blocks)])
     rows: dict[tuple[int, int], list[int]] = {}  # (first turn, last turn if it is cut) → the turns learned in the row
@@ -188,10 +152,12 @@ def encode(
         first = int(np.searchsorted(ends, ends[last + 1] - room))
         fits = first < last or first == last == 0
         rows.setdefault((first, -1) if fits else (max(last - 1, 0), last), []).append(last)
+    if cut is not None:
+        cut.update(system=num_cut > 0, turns=any(last >= 0 for _, last in rows))
     made = []
-    for (first, cut), learned in rows.items():
+    for (first, last), learned in rows.items():
         row = blocks[first : learned[-1] + 1]
-        if cut >= 0:
+        if last >= 0:
             row = template.cut(row, room)
         masks = [_text_mask(block, first + i in learned) for i, block in enumerate(row)]
         made.append((np.concatenate([head, *row]), np.concatenate([np.zeros(len(head), bool), *masks])))
@@ -214,9 +180,8 @@ def prompt(turns: Sequence[Turn], system: str, tokenizer: Tokenizer, max_tokens:
     if max_tokens < MIN_LENGTH:
         raise DataError(f"{max_tokens} tokens have no room for a message; a prompt needs at least {MIN_LENGTH}")
     template = _Template(tokenizer)
-    head, blocks = template.blocks(turns, system, max_tokens // 2)
-    uncut, _ = template.blocks((), system, None)
-    return _latest(head, blocks, [template.roles["assistant"]], max_tokens, len(uncut) - len(head))
+    head, blocks, num_cut = template.blocks(turns, system, max_tokens // 2)
+    return _latest(head, blocks, [template.roles["assistant"]], max_tokens, num_cut, blocks[-1][:1])
 
 
 PLAIN_NAMES = {"user": "User", "assistant": "Assistant"}
@@ -232,23 +197,38 @@ def plain_prompt(turns: Sequence[Turn], system: str, tokenizer: Tokenizer, max_t
         User: TEXT
         Assistant:
 
-    Such a model goes on as anybody, so a reply ends where the next line begins with "User:".
+    Such a model goes on as anybody, so a reply ends where the next line begins with "User:". Raises DataError where
+    there is no room for the names, a token of the last turn and the end of its line.
     """
     lines = [f"{PLAIN_NAMES[turn.role]}: {turn.text}\n" for turn in turns]
-    before, last, *blocks = tokenizer.encode_batch([f"{system}\n\n" if system else "", "Assistant:", *lines])
-    kept = before[: max_tokens // 2]
+    others = [f"{system}\n\n" if system else "", f"{PLAIN_NAMES[turns[-1].role]}: ", "Assistant:"]
+    before, label, tail, *blocks = tokenizer.encode_batch([*others, *lines])
+    least = 1 + len(label) + 2 + len(tail)
+    if max_tokens < least:
+        raise DataError(f"{max_tokens} tokens have no room for a message; a prompt needs at least {least}")
+    kept = before[: min(max_tokens // 2, max_tokens - least)]
     head = np.concatenate([[tokenizer.bos_id], kept])
-    return _latest(head, blocks, last, max_tokens, len(before) - len(kept))
+    return _latest(head, blocks, tail, max_tokens, len(before) - len(kept), label)
 
 
-def _latest(head: np.ndarray, blocks: list[np.ndarray], tail: Sequence[int], max_tokens: int, num_cut: int) -> Prompt:
-    """Returns the head, as many of the last blocks as fit, and the tail; `num_cut` tokens are already left out."""
+def _latest(
+    head: np.ndarray,
+    blocks: list[np.ndarray],
+    tail: Sequence[int],
+    max_tokens: int,
+    num_cut: int,
+    label: Sequence[int],
+) -> Prompt:
+    """Returns the head, as many of the last blocks as fit, and the tail; `num_cut` tokens are already left out.
+
+    If not even the last block fits, its label and its end are kept.
+    """
     room = max_tokens - len(head) - len(tail)
     ends = np.cumsum([0, *map(len, blocks)])
     first = int(np.searchsorted(ends, ends[-1] - room))
     kept = blocks[first:]
     if blocks and not kept:
-        first, kept = first - 1, [_last_of(blocks[-1], room)]
+        first, kept = first - 1, [_last_of(blocks[-1], room, label)]
         num_cut += len(blocks[-1]) - room
     return Prompt(np.concatenate([head, *kept, tail]).astype(int).tolist(), first, num_cut)
 
@@ -266,13 +246,13 @@ class _Template:
         self.roles = {role: tokenizer.named[name] for role, name in ROLE_TOKENS.items()}
         self._end = tokenizer.named[END_TOKEN]
 
-    def blocks(self, turns: Sequence[Turn], system: str, max_system: int | None) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Returns bos with the system's block, cut to `max_system` tokens, and the block of each turn."""
+    def blocks(self, turns: Sequence[Turn], system: str, max_system: int) -> tuple[np.ndarray, list[np.ndarray], int]:
+        """Returns bos with the system's block, cut to `max_system` tokens, the block of each turn, and what was cut."""
         system_ids, *texts = self._tokenizer.encode_batch([system, *(turn.text for turn in turns)])
-        bos = np.array([self._tokenizer.bos_id], np.int32)
-        keep = None if max_system is None else max_system - 2
-        head = np.concatenate([bos, self._block("system", system_ids[:keep])]) if system else bos
-        return head, [self._block(turn.role, ids) for turn, ids in zip(turns, texts, strict=True)]
+        bos, kept = np.array([self._tokenizer.bos_id], np.int32), system_ids[: max_system - 2]
+        head = np.concatenate([bos, self._block("system", kept)]) if system else bos
+        blocks = [self._block(turn.role, ids) for turn, ids in zip(turns, texts, strict=True)]
+        return head, blocks, len(system_ids) - len(kept)
 
     def _block(self, role: str, ids: np.ndarray) -> np.ndarray:
         return np.concatenate([[self.roles[role]], ids, [self._end]]).astype(np.int32)
@@ -281,11 +261,11 @@ class _Template:
         """Returns a reply, and the message before it if there is one, in `room` tokens."""
         *message, reply = row
         if message:
-            message = [_last_of(message[0], max(room // 2, room - len(reply)))]
+            message = [_last_of(message[0], max(room // 2, room - len(reply)), message[0][:1])]
             room -= len(message[0])
         return [*message, reply[:room]]
 
 
-def _last_of(block: np.ndarray, room: int) -> np.ndarray:
-    """Returns the role and the last tokens of a turn, `room` in all."""
-    return block if len(block) <= room else np.concatenate([block[:1], block[len(block) - room + 1 :]])
+def _last_of(block: np.ndarray, room: int, label: Sequence[int]) -> np.ndarray:
+    """Returns a turn, or where that is too long its label and its last tokens, `room` in all."""
+    return block if len(block) <= room else np.concatenate([label, block[len(block) - room + len(label) :]])

@@ -1,6 +1,7 @@
 """A document, the error a user can cause, and the record of what was skipped."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 
 class DataError(Exception):
@@ -32,3 +33,11 @@ class Skipped:
         self.count += 1
         if len(self.messages) < self.MAX_MESSAGES:
             self.messages.append(message)
+
+    def handler(self, on_error: Literal["fail", "skip"]) -> Callable[[str], None]:
+        """Returns what takes the message of a bad record: raises it as DataError, or adds it."""
+        return self.add if on_error == "skip" else _refuse
+
+
+def _refuse(message: str) -> None:
+    raise DataError(message)

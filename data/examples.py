@@ -146,13 +146,12 @@ def _checked_records(source: Source, objective: Task, config: DataConfig, skippe
             f"{source.kind} has no labelled records; the task {objective.kind} needs sources of the kind records "
             "or huggingface"
         )
+    bad = skipped.handler(getattr(source, "on_error", "fail"))
     for record in read_records(source, roles(objective), skipped):
         try:
             yield checked(record, objective, config.cleaning)
         except DataError as error:
-            if getattr(source, "on_error", "fail") == "fail":
-                raise
-            skipped.add(str(error))
+            bad(str(error))
 
 
 def make_examples(

@@ -11,6 +11,8 @@ from data.document import DataError, Document
 
 def read_huggingface(source: HuggingFace) -> Iterator[Document]:
     """Yields the text column's rows; raises DataError if the dataset, split or column is not there."""
+    if source.fields or source.replace:
+        raise DataError(f"{source.path}: fields and replace are for tasks; a language model reads text_field alone")
     dataset = _load(source.path, source.name, source.split)
     column = source.text_field
     if column not in dataset.column_names:

@@ -23,8 +23,7 @@ from data import tokenizer as tokenizers
 from data.augmentation import check_augmentation, without_records
 from data.batch_iterator import Batches
 from data.batches import BatchMaker
-from data.cache import Split, build, content_key, why_empty
-from data.cleaning import clean
+from data.cache import Split, build, cleaned_part, content_key, detokenized, why_empty
 from data.config import CausalLM, DataConfig, Objective
 from data.document import DataError, Skipped
 from data.examples import Examples, make_examples, overlap, read_splits
@@ -73,6 +72,9 @@ def prepare(
     """
     if isinstance(objective, TASKS):
         return _prepare_task(config, tokenizer, objective, stack, report)
+    for name in ("augmentation", "test"):
+        if getattr(config, name) != DataConfig.model_fields[name].default:
+            raise DataError(f"data.{name} is for tasks of labelled records, not for {objective.kind}; leave it out")
     hold_out = not config.validation and config.held_out_fraction > 0
     train_split = Split(config.held_out_fraction, "train") if hold_out else None
     if tokenizer is None:
@@ -147,13 +149,11 @@ def _texts(config: DataConfig, split: Split | None) -> Iterator[str]:
     skipped, read, kept = Skipped(), 0, 0
     for source in config.train:
         for document in reading.read(source, skipped):
-            text = clean(document.text, config.cleaning)
+            _, text = cleaned_part(document.text, config.cleaning, split)
             read += 1
-            if split is not None:
-                text = split.select(text)
             if text.strip():
                 kept += 1
-                yield text
+                yield detokenized(text, config.cleaning)
     if not kept:
         raise DataError(why_empty(config.train, split, num_documents=read, num_skipped=skipped.count))
 

@@ -1,8 +1,9 @@
 """From files to columns: one reader for each `Records.format`.
 
-A reader yields (number of the line where a record starts, its columns), in the file's order. What it cannot read it
-hands to `bad`, which raises or counts. Undecodable bytes become lone surrogates, so that a bad byte spoils its
-record and not the next ones; `records.py` refuses the surrogates.
+A reader yields (number of the line where a record starts, its columns), in the file's order; of a JSON array and of
+SQuAD's questions, which have no lines, the number from 0. What it cannot read it hands to `bad`, which raises or
+counts. Undecodable bytes become lone surrogates, so that a bad byte spoils its record and not the next ones;
+`records.py` and `files.py` refuse the surrogates.
 """
 
 import csv
@@ -15,25 +16,37 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
-from data.dialogue import read_persona_chat
-from data.document import DataError
-from data.streams import COMPRESSIONS, MAX_LINE_BYTES, Bad, json_name, nearest_path, read_chunks, read_lines
-from data.task_config import Records
+from data.document import DataError, Skipped
+from data.streams import MAX_LINE_BYTES, Bad, ending, json_name, nearest_path, read_chunks, read_lines
+from data.task_config import Records, repeated
 
 Numbered = Iterator[tuple[int, dict[str, Any]]]
 
 _ENDINGS = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".txt": "lines"}
+# Option → the formats that read it.
+_OPTIONS = {
+    "columns": ("csv", "tsv", "conll"),
+    "quoted": ("csv", "tsv"),
+    "pattern": ("lines", "matches"),
+    "beside": ("lines",),
+}
 
 
 def read_columns(source: Records, bad: Bad) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yields the columns of every record of `source` and its place, such as `train.tsv:17`."""
+    """Yields the columns of every record of `source` and its place, such as `train.tsv:17` or `train.json[17]`."""
     for path in record_files(source):
-        read = _READERS[_format(path, source)]
+        kind = _format(path, source)
+        for option, kinds in _OPTIONS.items():
+            if getattr(source, option) != Records.model_fields[option].default and kind not in kinds:
+                raise DataError(f"{path}: {option} is for the formats {', '.join(kinds)}, not for {kind}")
+        place = "{}[{}]" if kind in ("json", "squad") else "{}:{}"
         try:
-            for number, columns in read(path, source, bad):
-                yield {"file": path.name, **columns}, f"{path}:{number}"
+            for number, columns in _READERS[kind](path, source, bad):
+                yield {"file": path.name, **columns}, place.format(path, number)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except UnicodeError as error:
+            raise DataError(f"{path}: is not text in {source.encoding}: {error}") from error
 
 
 def record_files(source: Records) -> list[Path]:
@@ -43,7 +56,7 @@ def record_files(source: Records) -> list[Path]:
         found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
         paths = sorted(file for file in found if not file.name.startswith("."))
         if source.format == "auto":
-            paths = [file for file in paths if _ending(file) in _ENDINGS]
+            paths = [file for file in paths if ending(file) in _ENDINGS]
         elif source.format == "folders":
             paths = [file for file in paths if file.parent != path]
     elif path.exists():
@@ -52,25 +65,24 @@ def record_files(source: Records) -> list[Path]:
         paths = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
     else:
         raise DataError(f"{path}: no such file or folder{nearest_path(path)}")
+    others = set(files_beside(source, paths))
+    paths = [file for file in paths if file not in others]
     if not paths:
         raise DataError(f"{path}: there is no file with records here")
     return paths
 
 
-def _ending(path: Path) -> str:
-    """Returns the suffix that says what is in the file, under any compression."""
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+def files_beside(source: Records, paths: list[Path]) -> list[Path]:
+    """Returns the files of `beside`, those of the first path first."""
+    return [path.parent / name for path in paths for name in source.beside.values()]
 
 
 def _format(path: Path, source: Records) -> str:
     if source.format != "auto":
         return source.format
-    if _ending(path) not in _ENDINGS:
+    if ending(path) not in _ENDINGS:
         raise DataError(f"{path}: its name does not say what is in it; give format, or a name in {', '.join(_ENDINGS)}")
-    return _ENDINGS[_ending(path)]
+    return _ENDINGS[ending(path)]
 
 
 # Lines and whole texts
@@ -102,11 +114,8 @@ def _lines(path: Path, source: Records, bad: Bad) -> Numbered:
 
 def _parallel_lines(path: Path, source: Records) -> Numbered:
     """A line that cannot be read would move all that follow, so it is never just skipped."""
-
-    def refuse(message: str) -> None:
-        raise DataError(message)
-
-    paths = {"text": path, **{name: path.parent / other for name, other in source.beside.items()}}
+    refuse = Skipped().handler("fail")
+    paths = dict(zip(("text", *source.beside), (path, *files_beside(source, [path])), strict=True))
     for other in paths.values():
         if not other.is_file():
             raise DataError(f"{other}: no such file{nearest_path(other)}")
@@ -131,7 +140,10 @@ def _matches(path: Path, source: Records, bad: Bad) -> Numbered:
 
 
 def _folders(path: Path, source: Records, bad: Bad) -> Numbered:
-    yield 1, {"label": path.parent.name, "text": _text(path, source)}
+    try:
+        yield 1, {"label": path.parent.name, "text": _text(path, source)}
+    except DataError as error:  # the file is a single record
+        bad(str(error))
 
 
 # Tables
@@ -145,8 +157,8 @@ def _table(path: Path, source: Records, bad: Bad) -> Numbered:
     for number, row in rows(path, source, "," if is_csv else "\t", bad):
         if not header:
             header = row
-            if repeated := next((name for i, name in enumerate(row) if name in row[:i]), None):
-                raise DataError(f"{path}: two columns are called {repeated!r}; name them all by columns")
+            if (name := repeated(row)) is not None:
+                raise DataError(f"{path}: two columns are called {name!r}; name them all by columns")
         elif len(row) != len(header):
             bad(f"{path}:{number}: has {len(row)} columns, expected {len(header)}: {', '.join(header)}"[:300])
         else:
@@ -192,9 +204,9 @@ def _json_list(path: Path, source: Records, bad: Bad) -> Numbered:
     content = _parsed(_text(path, source), str(path))
     if not isinstance(content, list):
         raise DataError(f"{path}: expected a JSON array of objects, found {json_name(content)}")
-    for index, item in enumerate(content, 1):
+    for index, item in enumerate(content):
         try:
-            yield index, _object(item, f"{path}:{index}")
+            yield index, _object(item, f"{path}[{index}]")
         except DataError as error:
             bad(str(error))
 
@@ -216,16 +228,16 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def _squad(path: Path, source: Records, bad: Bad) -> Numbered:
-    """The number of a question, in place of that of a line."""
-    content, number = _parsed(_text(path, source), str(path)), 0
+    content, number = _object(_parsed(_text(path, source), str(path)), str(path)), 0
     try:
         for article in content["data"]:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
-                    number += 1
                     yield number, {"context": paragraph["context"], "title": article.get("title"), **question}
+                    number += 1
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is not a SQuAD file: after question {number} it lacks {error}") from error
+        lack = error if isinstance(error, KeyError) else "an object or a list where SQuAD has one"
+        raise DataError(f"{path}: is not a SQuAD file: after {number:,} questions it lacks {lack}") from error
 
 
 # Words in lines
@@ -252,8 +264,33 @@ def _conll(path: Path, source: Records, bad: Bad) -> Numbered:
             yield first, {"tokens": by_place[0]} | ({"tags": by_place[-1]} if width > 1 else {})
 
 
+_NUMBERED = re.compile(r"(\d+) (your persona: |partner's persona: )?(.*)", re.DOTALL)
+
+
 def _persona_chat(path: Path, source: Records, bad: Bad) -> Numbered:
-    return read_persona_chat(_text_lines(path, source, bad), str(path))
+    """Lines are numbered from 1 in each conversation.
+
+    First comes the persona of the side that answers, which is the system's text, then a message, a tab and its answer;
+    what follows after another tab is not read. A bad line spoils its conversation.
+    """
+    start, persona, turns, is_whole = 0, [], [], True
+    for number, line in _text_lines(path, source, bad):
+        if not line.strip():
+            continue
+        match = _NUMBERED.fullmatch(line)
+        if match is not None and match[1] == "1":
+            if turns and is_whole:
+                yield start, {"system": " ".join(persona), "turns": turns}
+            start, persona, turns, is_whole = number, [], [], True
+        if match is not None and match[2] is not None:
+            persona += [match[3]] if match[2].startswith("your") else []
+        elif match is None or "\t" not in match[3]:
+            is_whole = False
+            bad(f"{path}:{number}: expected a number, a message, a tab and its answer, as PersonaChat has them")
+        else:
+            turns += match[3].split("\t")[:2]
+    if turns and is_whole:
+        yield start, {"system": " ".join(persona), "turns": turns}
 
 
 _READERS = {

@@ -36,15 +36,12 @@ def read_records(source: Records | HuggingFace, roles: Mapping[str, bool], skipp
     if unknown := next((name for name in (*source.fields, *source.replace) if name not in roles), None):
         raise DataError(f"{source.path}: fields names {unknown!r}; the task's fields are {', '.join(roles)}")
     if isinstance(source, HuggingFace):
+        if source.text_field != HuggingFace.model_fields["text_field"].default:
+            raise DataError(f"{source.path}: text_field is for language models; for a task, fields name the columns")
         yield from (_record(columns, origin, source, roles) for columns, origin in read_rows(source))
         return
-
-    def bad(message: str) -> None:
-        if source.on_error == "fail":
-            raise DataError(message)
-        skipped.add(message)
-
-    yield from islice(_chosen(_readable(source, roles, bad), source), source.max_records)
+    records = _readable(source, roles, skipped.handler(source.on_error))
+    yield from islice(_chosen(records, source), source.max_records)
 
 
 def _readable(source: Records, roles: Mapping[str, bool], bad: Callable[[str], None]) -> Iterator[Record]:
@@ -58,14 +55,15 @@ def _readable(source: Records, roles: Mapping[str, bool], bad: Callable[[str], N
 
 
 def _chosen(records: Iterator[Record], source: Records) -> Iterator[Record]:
-    """Drops repeats and what is not in `part`; both go by a hash of a record's fields."""
+    """Drops repeats and what is not in `part`; both go by a hash of a record's fields without its id."""
     start, end = source.part
     if (start, end) == (0.0, 1.0) and not source.drop_repeats:
         yield from records
         return
     seen: set[bytes] = set()
     for record in records:
-        text = json.dumps(record.fields, sort_keys=True, default=str)
+        fields = {name: value for name, value in record.fields.items() if name != "id"}
+        text = json.dumps(fields, sort_keys=True, default=str)
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if source.drop_repeats:
             if digest in seen:
@@ -87,7 +85,7 @@ def _record(
             continue
         value = _value(columns, source.fields.get(role, role), f"{origin}: the field {role}")
         for pattern, replacement in source.replace.get(role, {}).items():
-            value = _in_texts(value, lambda text, p=pattern, r=replacement: re.sub(p, r, text))
+            value = _in_texts(_spelled(value), lambda text, p=pattern, r=replacement: re.sub(p, r, text))
         fields[role] = _in_texts(value, lambda text: check_encodable(text, origin))
     return Record(fields, origin)
 
@@ -100,8 +98,13 @@ def _value(columns: Mapping[str, Any], wanted: str | tuple[str, ...], where: str
     if wanted in columns:
         return columns[wanted]
     if _BRACES.search(wanted):
-        return _BRACES.sub(lambda match: str(_column(columns, match[1], where)), wanted)
+        return _BRACES.sub(lambda match: _column_as_text(columns, match[1], where), wanted)
     return _column(columns, wanted, where)
+
+
+def _column_as_text(columns: Mapping[str, Any], name: str, where: str) -> str:
+    value = _column(columns, name, where)
+    return "" if value is None else as_text(value, f"{where}: the column {name!r}")
 
 
 def _column(columns: Mapping[str, Any], name: str, where: str) -> Any:
@@ -128,6 +131,13 @@ def as_text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{name} must be a text, found {json_name(value)}")
     return value.strip()
+
+
+def _spelled(value: Any) -> Any:
+    """Returns `value` with numbers, true and false as texts, also in a list."""
+    if isinstance(value, list | tuple):
+        return [_spelled(item) for item in value]
+    return as_text(value, "") if isinstance(value, int | float) else value
 
 
 def _in_texts(value: Any, change: Callable[[str], str]) -> Any:

@@ -9,6 +9,8 @@ from data.config import Files, HuggingFace, Source
 from data.document import DataError, Document, Skipped
 from data.files import find, read_files
 from data.huggingface import fingerprint_huggingface, read_huggingface
+from data.record_formats import files_beside, record_files
+from data.records import as_text, read_records
 from data.storage import sha256_of_file, write_atomically
 from data.task_config import Records
 
@@ -26,10 +28,12 @@ def read(source: Source, skipped: Skipped) -> Iterator[Document]:
     elif isinstance(source, HuggingFace):
         yield from read_huggingface(source)
     elif isinstance(source, Records):
-        from data.records import as_text, read_records
-
+        bad = skipped.handler(source.on_error)
         for record in read_records(source, {"text": True}, skipped):
-            yield Document(as_text(record.fields["text"], "text"), record.origin)
+            try:
+                yield Document(as_text(record.fields["text"], f"{record.origin}: text"), record.origin)
+            except DataError as error:
+                bad(str(error))
     else:
         from data import python_docs
 
@@ -61,10 +65,8 @@ def fingerprint(source: Source, cache_dir: str | Path) -> str:
 
 
 def _record_files(source: Records) -> list[Path]:
-    from data.record_formats import record_files
-
     paths = record_files(source)
-    return paths + [paths[0].parent / name for name in source.beside.values()]
+    return paths + files_beside(source, paths)
 
 
 def _file_hash(path: Path, memo: "_Memo") -> str:

@@ -41,6 +41,14 @@ def nearest_path(path: Path) -> str:
     return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
+def ending(path: Path) -> str:
+    """Returns the suffix that says what is in the file, under any compression, or an empty string."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
 def read_chunks(path: Path) -> Iterator[bytes]:
     """Yields the decompressed bytes, no byte order mark; raises DataError if empty, damaged or UTF-16."""
     opened = {

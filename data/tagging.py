@@ -26,22 +26,15 @@ _PREFIXES = {"iob1": "IOB", "iob2": "IOB", "iobes": "IOBESM", "conlleval": "IOBE
 _INSIDE = {"iob1": "", "iob2": "I", "iobes": "IE", "conlleval": ""}
 
 
-def spans_from_tags(
-    tags: Sequence[str],
-    scheme: Scheme | Literal["conlleval"],
-    *,
-    malformed: Literal["refuse", "drop"] = "refuse",
-) -> list[Span]:
+def spans_from_tags(tags: Sequence[str], scheme: Scheme | Literal["conlleval"]) -> list[Span]:
     """Returns the spans of one sentence, in order.
 
     Args:
       tags: one a word, such as "B-PER", "O" or, where spans have no type, "B".
       scheme: what the tags follow; or "conlleval", which reads all schemes and takes a tag out of place as the
         beginning of a span, as the official program of CoNLL-2003 does.
-      malformed: what becomes of a tag out of place and of a span that iobes does not end: refused with DataError,
-        or dropped, so that only what is well-formed is a span (strict evaluation).
 
-    Raises DataError for a tag that the scheme does not have.
+    Raises DataError for a tag that the scheme does not have, a tag out of place and a span that iobes does not end.
     """
     spans: list[Span] = []
     opened: tuple[str, int] | None = None  # type and start
@@ -52,12 +45,12 @@ def spans_from_tags(
         unbegun = prefix in _INSIDE[scheme] and not continues
         if scheme == "iob1" and prefix == "B":
             unbegun = opened is None or kind != opened[0]
-        if malformed == "refuse" and (unfinished or unbegun):
+        if unfinished or unbegun:
             raise DataError(_complaint(tags, i, scheme))
         if not continues:
-            if opened is not None and not unfinished:
+            if opened is not None:
                 spans.append(Span(*opened, i))
-            opened = None if prefix == "O" or unbegun else (kind, i)
+            opened = None if prefix == "O" else (kind, i)
         if prefix in ("E", "S") and opened is not None:
             spans.append(Span(*opened, i + 1))
             opened = None

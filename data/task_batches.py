@@ -6,7 +6,6 @@ The arrays of a batch, int32 unless said, with b examples of at most l tokens:
     regression       inputs segment_ids positions [sentence_ids]   targets float32 [b]  weights float32 [b]
     tagging          inputs segment_ids positions                  targets [b, l]       weights float32 [b, l]
     span_answering   inputs segment_ids positions sentence_ids     targets [b, 2]       weights float32 [b]
-                     candidates bool [b, l]: tokens of the context
     text_to_text     as text_infilling, see `batches.py`
     dialogue         inputs targets weights segment_ids positions, all [b, l]
 
@@ -155,7 +154,6 @@ class TaskBatchMaker:
             batch["targets"] = padded([row["targets"] for row in rows], length)
             batch["weights"] = (padded([row["words"] for row in rows], length, -1) >= 0).astype(np.float32)
         elif isinstance(objective, SpanAnswering):
-            batch["candidates"] = padded([row["starts"] for row in rows], length, -1) >= 0
             batch |= {"targets": padded([row["targets"] for row in rows], 2), "weights": is_real}
         else:
             targets = np.array([row["target"][0] if len(row["target"]) else 0 for row in rows])

@@ -4,15 +4,40 @@ A task says which fields an example needs, a source says which column of its rec
 Imports nothing but pydantic, so `--help` stays quick.
 """
 
-import codecs
 import re
-from typing import Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 
 class _Part(BaseModel, frozen=True, extra="forbid", validate_default=True):
     """Immutable, typed, and closed to unknown fields."""
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    """Returns the first name that stands there before."""
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)
+
+
+def _valid_patterns(replace: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    for pattern, replacement in (edit for edits in replace.values() for edit in edits.items()):
+        compiled = _pattern(pattern)
+        try:
+            compiled.sub(replacement, "")
+        except (re.error, IndexError) as error:
+            raise ValueError(f"{replacement!r} cannot replace matches of {pattern!r}: {error}") from error
+    return replace
+
+
+def _pattern(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+
+
+Replace = Annotated[dict[str, dict[str, str]], AfterValidator(_valid_patterns)]
 
 
 class Records(_Part):
@@ -48,10 +73,10 @@ class Records(_Part):
         '{"source": "{title}. {body}", "target": ["summary1", "summary2"]}. "answers.text" is what is called text '
         "within answers. A field that is not here is the column of its own name.",
     )
-    replace: dict[str, dict[str, str]] = Field(
+    replace: Replace = Field(
         {},
         description="Field → regular expressions and what takes the place of their matches, one after the other: "
-        '{"label": {"^1$": "spam"}}.',
+        '{"label": {"^1$": "spam"}}. Numbers are read as text for it.',
     )
     encoding: str = Field("utf-8", description="Of the file's text.")
     quoted: bool | None = Field(
@@ -74,17 +99,17 @@ class Records(_Part):
         if not 0.0 <= start < end <= 1.0:
             raise ValueError(f"part must satisfy 0 <= start < end <= 1, got {self.part}")
         try:
-            codecs.lookup(self.encoding)
-        except LookupError as error:
-            raise ValueError(f"encoding {self.encoding!r} is unknown") from error
-        patterns = [self.pattern or "", *(pattern for edits in self.replace.values() for pattern in edits)]
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-        if self.pattern is not None and not re.compile(self.pattern).groupindex:
+            newline = b"\n".decode(self.encoding, "surrogateescape")
+        except (LookupError, UnicodeError):
+            newline = None
+        if newline != "\n":
+            raise ValueError(f"encoding {self.encoding!r} is unknown, or none in which a newline is the byte 0x0a")
+        if self.pattern is not None and not _pattern(self.pattern).groupindex:
             raise ValueError(f"pattern {self.pattern!r} has no named group, such as (?P<text>.*)")
+        if self.pattern is not None and self.beside:
+            raise ValueError("pattern and beside exclude each other; leave one out")
+        if (name := repeated(self.columns)) is not None:
+            raise ValueError(f"columns names {name!r} twice")
         return self
 
 
@@ -119,8 +144,8 @@ class _Labels(_Part):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels names one twice: {list(self.labels)}")
+        if (label := repeated(self.labels)) is not None:
+            raise ValueError(f"labels names {label!r} twice")
         if self.names and len(self.names) != len(self.labels):
             raise ValueError(f"names must be as many as labels, {len(self.labels)}, not {len(self.names)}")
         return self
@@ -169,6 +194,14 @@ class Tagging(_Part):
         "and S single (iobes), or any of these where a tag out of place begins an entity (conlleval).",
     )
     learned_scheme: Literal["iob2", "iobes"] = Field("iob2", description="Of the tags that the model learns.")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if "" in self.types:
+            raise ValueError("types has an empty name")
+        if (name := repeated(self.types)) is not None:
+            raise ValueError(f"types names {name!r} twice")
+        return self
 
 
 class SpanAnswering(_Part):

@@ -116,15 +116,15 @@ class TaskEncoder:
                 yield [{"inputs": self.template.around(first[:room]), "target": target}]
                 continue
             second = next(seconds)
-            room = self._room(self.length - len(self.template.around([], [])))
+            room = self._room(self.length - len(self.template.around([], [])), 2)
             kept, kept_second = _longest_first(len(first), len(second), room)
             cut["text"] += kept < len(first)
             cut["second_text"] += kept_second < len(second)
             yield [{**self.template.pair(first[:kept], second[:kept_second]), "target": target}]
 
-    def _room(self, room: int) -> int:
-        if room < 1:
-            raise DataError(f"data.length {self.length} has no room for a single token of text")
+    def _room(self, room: int, texts: int = 1) -> int:
+        if room < texts:
+            raise DataError(f"data.length {self.length} has no room for a single token of each text")
         return room
 
     # Words
@@ -201,7 +201,12 @@ class TaskEncoder:
         before = 0 if shared else len(self.template.before)
         target_room = self._room(most - 1 - before)
         around = [self.tokenizer.eos_id] if shared else self.template.around([])
-        source_room = self._room(self.length - len(around) - shared)
+        source_room = self._room(self.length - len(around) - shared, 1 + shared)
+        if shared and self.target_length is not None and target_room >= source_room:
+            raise DataError(
+                f"data.target_length {most} leaves a decoder's row of data.length {self.length} no room for a source; "
+                f"it must be at most {self.length - 2}"
+            )
         for source, target in zip(sources, target_tokenizer(self.tokenizer).encode_batch(targets), strict=True):
             kept, kept_target = min(len(source), source_room), min(len(target), target_room)
             if shared and self.target_length is None:
@@ -217,7 +222,7 @@ class TaskEncoder:
     def _dialogues(self, records: list[Record], cut: Counter[str]) -> Iterator[list[Row]]:
         for record in records:
             conversation = dialogue.read_turns(record, self.objective)
-            encoded = dialogue.encode(conversation, self.tokenizer, self.objective, self.length)
+            encoded = dialogue.encode(conversation, self.tokenizer, self.objective, self.length, cut)
             yield [{"tokens": tokens.astype(np.int32), "learned": learned} for tokens, learned in encoded]
 
 

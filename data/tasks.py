@@ -34,10 +34,7 @@ from data.task_config import (
     Tagging,
     Task,
     TextToText,
-    tag_names,
 )
-
-__all__ = ["checked", "inputs", "roles", "tag_names", "texts"]
 
 _TEXT_PAIR = {"text": True, "second_text": False, "label": True}
 _ROLES = {

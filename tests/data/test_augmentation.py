@@ -94,8 +94,8 @@ def test_an_edited_text_is_cut_to_the_length():
 
 def test_synonyms_are_read_from_a_file(tmp_path):
     path = tmp_path / "synonyms.txt"
-    path.write_text("Big\tlarge\tvery big\n\nsmall little tiny\nalone\n")
-    assert read_synonyms(path) == {"big": ["large", "very big"], "small": ["little", "tiny"]}
+    path.write_text("Big\tlarge\tvery big\n\nsmall little tiny\nalone\nbig great\n")
+    assert read_synonyms(path) == {"big": ["large", "very big", "great"], "small": ["little", "tiny"]}
     with pytest.raises(DataError, match="the synonyms cannot be read"):
         read_synonyms(tmp_path / "missing")
     with pytest.raises(ValidationError, match="replace needs synonyms"):

@@ -64,6 +64,8 @@ def test_show_prints_documents_before_and_after_cleaning(corpus, tmp_path, capsy
         (["tokenizer", "{corpus}", "--kind", "bytes", "--out", "{corpus}/x"], "Not a directory"),
         (["show", "{corpus}", "--tokenizer", "{out}"], "no tokenizer can be read here"),
         (["records", "{corpus}", "--pattern", "("], "'(' is not a regular expression"),
+        (["records", "{corpus}", "-n", "-1"], "-n must be at least 1, got -1"),
+        (["show", "{corpus}", "-n", "0"], "-n must be at least 1, got 0"),
         (["records", "{corpus}", "--format", "yaml"], "format: Input should be 'auto', 'jsonl'"),
     ],
 )

@@ -1,5 +1,6 @@
 """Every reply is learned once with the latest turns before it, no text spells a role, and formats are read as told."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from data import dialogue
 from data import tokenizer as tokenizers
 from data.characters import ByteTokenizer
 from data.config import ByteBPE, Bytes, Characters, SentencePiece, WordPiece
-from data.dialogue import Conversation, Turn, encode, prompt, read_turns
+from data.dialogue import Conversation, Turn, encode, plain_prompt, prompt, read_turns
 from data.document import DataError
 from data.objectives import objective_tokenizer
 from data.task_config import Dialogue
@@ -114,7 +115,8 @@ def test_a_prompt_is_what_training_saw_before_the_reply(said, system, max_tokens
     if not asked.dropped and not asked.cut:
         assert asked.tokens == whole
     else:
-        assert whole[-len(asked.tokens) // 3 :] == asked.tokens[-len(asked.tokens) // 3 :]
+        size = min(len(said[-1]), 4) + 2  # what fits of a message in 16 tokens, and the two after it
+        assert whole[-size:] == asked.tokens[-size:]
     if not asked.cut:  # a reply of one token makes a row of just this length
         rows = encode(Conversation(turns(*said, "y"), system), BYTES, Dialogue(), max_tokens + 1)
         assert any(asked.tokens == row[: len(asked.tokens)].tolist() for row, _ in rows)
@@ -127,6 +129,30 @@ def test_what_a_prompt_leaves_out_is_told():
     assert prompt(history, "", BYTES, 30)[1:] == (2, 0)
     assert prompt(history, "s" * 20, BYTES, 30)[1:] == (2, 22 - 15 + 22 - (30 - 16 - 1))
     assert prompt(history, "", BYTES, 20)[1:] == (2, 22 - 18)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(texts, max_size=9).filter(lambda said: len(said) % 2), st.text("s", max_size=40), st.integers(1, 80))
+def test_a_plain_prompt_fits_and_keeps_its_names(said, system, max_tokens):
+    least = len("^User: x\nAssistant:")
+    if max_tokens < least:
+        with pytest.raises(DataError, match=f"{max_tokens} tokens have no room .* at least {least}"):
+            plain_prompt(turns(*said), system, BYTES, max_tokens)
+        return
+    asked = plain_prompt(turns(*said), system, BYTES, max_tokens)
+    assert len(asked.tokens) <= max_tokens and asked.tokens[0] == BOS
+    text = BYTES.decode(asked.tokens)
+    before, label, message = text.removesuffix("\nAssistant:").rpartition("User: ")
+    assert label and message and said[-1].endswith(message)
+    if not asked.cut:
+        assert message == said[-1] and before.startswith(f"{system}\n\n" if system else "")
+
+
+def test_what_is_cut_of_a_conversation_is_counted():
+    cut = Counter()
+    for said, system in [(("hi", "ho"), "s"), (("a" * 40, "b"), ""), (("a", "b" * 40), ""), (("a", "b"), "s" * 40)]:
+        encode(Conversation(turns(*said), system), BYTES, Dialogue(), 32, cut)
+    assert cut == {"turns": 2, "system": 1}
 
 
 HOSTILE = ["<|assistant|>", "<|end|><|system|>", "</s>", "<s>", "[SEP]", "<|endoftext|>", "<pad>",
@@ -181,6 +207,7 @@ def test_turns_as_records_tell_them():
     assert read_turns(record(turns=["hi ", "\tho"]), plain) == Conversation((hi, ho))
     assert read_turns(record(turns=["ho", "hi"]), Dialogue(first="assistant")) == Conversation((ho, hi))
     assert read_turns(record(turns=["hi", "ho"], system=" S "), plain) == Conversation((hi, ho), "S")
+    assert read_turns(record(turns=["hi", "ho"], system=["I ski. ", "I sing."]), plain).system == "I ski. I sing."
     messages = [dict(role="system", content="S"), dict(role="user", content="hi"), dict(role="assistant", content="ho")]
     assert read_turns(record(turns=messages), plain) == Conversation((hi, ho), "S")
     assert read_turns(record(turns=messages, system="first"), plain) == Conversation((hi, ho), "first\nS")
@@ -206,22 +233,10 @@ def test_turns_as_records_tell_them():
         (dict(turns=[{"role": ["user"], "content": "x"}]), "none of system"),
         (dict(turns=["hi", {"role": "system", "content": "x"}]), "may only come first"),
         (dict(turns=["hi", "\ud800"]), "turn 2 is not valid Unicode"),
+        (dict(turns=["hi", "ho"], system={"content": "S"}), "system must be a text, found an object"),
     ],
 )
 def test_bad_records_are_told_in_a_sentence(fields, message):
     with pytest.raises(DataError, match=message) as error:
         read_turns(record(**fields), Dialogue())
     assert str(error.value).startswith("talk.jsonl:3: ") and "\n" not in str(error.value)
-
-
-def test_persona_chat():
-    lines = ["1 your persona: i ski.", "2 partner's persona: i sit.", "3 your persona: i sing.", "4 hi\tho\t\ta|b",
-             "5 what ?\tthat", "", "1 hey\tyou"]  # fmt: skip
-    read = list(dialogue.read_persona_chat(enumerate(lines, 1), "chat.txt"))
-    assert read == [
-        (1, {"system": "i ski. i sing.", "turns": ["hi", "ho", "what ?", "that"]}),
-        (7, {"system": "", "turns": ["hey", "you"]}),
-    ]
-    for bad in ("hello", "2 no answer"):
-        with pytest.raises(DataError, match="chat.txt:1: expected"):
-            list(dialogue.read_persona_chat([(1, bad)], "chat.txt"))

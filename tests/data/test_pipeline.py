@@ -195,6 +195,23 @@ def test_the_tokenizer_never_sees_held_out_documents(tmp_path):
     assert (corpus.validation.document(0) == corpus.tokenizer.unk_id).all()
 
 
+def test_held_out_documents_are_the_same_for_the_tokenizer_where_text_is_detokenized(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(f"{chr(0x4E00 + i)} @-@ b ." for i in range(500)))
+    cleaning = Cleaning(detokenize="wikitext")
+    corpus = prepare(
+        config_for(path, tmp_path / "cache", tokenizer=Characters(), held_out_fraction=0.3, cleaning=cleaning)
+    )
+    assert len(corpus.tokenizer.alphabet) == corpus.train.num_documents + len("-b.") < 500
+    assert (corpus.train.document(0) != corpus.tokenizer.unk_id).all()
+
+
+@pytest.mark.parametrize("option", [{"augmentation": {"delete": 0.1}}, {"test": "other.txt"}])
+def test_options_of_tasks_are_refused_for_language_models(corpus_file, tmp_path, option):
+    with pytest.raises(DataError, match=f"data.{next(iter(option))} is for tasks of labelled records, not"):
+        prepare(config_for(corpus_file, tmp_path, **option))
+
+
 def test_nothing_is_held_out_where_there_is_a_validation_set(corpus_file, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "other words"}')

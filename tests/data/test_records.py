@@ -106,6 +106,22 @@ def test_lines_beside_each_other(tmp_path):
     assert error_of(path, **missing) == f"{tmp_path}/label: no such file; did you mean {tmp_path}/labels?"
 
 
+def test_files_beside_others_are_no_texts_and_belong_to_the_fingerprint(tmp_path):
+    for folder, text in (("a", "x"), ("b", "y")):
+        (tmp_path / "d" / folder).mkdir(parents=True)
+        write(tmp_path / "d" / folder / "text.txt", f"{text}\n")
+        write(tmp_path / "d" / folder / "label.txt", "1\n")
+    expected = [{"text": "x", "label": "1"}, {"text": "y", "label": "1"}]
+    for path in (tmp_path / "d", tmp_path / "d" / "*" / "*.txt"):
+        assert read(path, beside={"label": "label.txt"}) == expected
+    source = Records(path=str(tmp_path / "d"), beside={"label": "label.txt"})
+    keys = [sources.fingerprint(source, tmp_path / "cache")]
+    for folder in "ab":
+        write(tmp_path / "d" / folder / "label.txt", "0\n")
+        keys.append(sources.fingerprint(source, tmp_path / "cache"))
+    assert len(set(keys)) == 3
+
+
 def test_words_in_lines(tmp_path):
     lines = "-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n \n\u3000 X O\n-DOCSTART- -X- O\n\n\nBonn NNP B-LOC"
     path = write(tmp_path / "a.conll", lines)
@@ -147,7 +163,29 @@ def test_matches_folders_and_questions(tmp_path):
     roles = dict.fromkeys(("context", "question", "answers", "id"), True)
     path = write(tmp_path / "squad.json", json.dumps(squad))
     assert read(path, roles, format="squad") == [{**question, "context": "a b"}]
-    assert "is not a SQuAD file" in error_of(write(path, '{"data": [{}]}'), roles, format="squad")
+    for content, message in [
+        ('{"data": [{}]}', ": is not a SQuAD file: after 0 questions it lacks 'paragraphs'"),
+        ('{"data": [1]}', ": is not a SQuAD file: after 0 questions it lacks an object or a list where SQuAD has one"),
+        ("[]", ": expected a JSON object, found an array"),
+        (json.dumps(squad).replace('"id"', '"no"'), "[0]: the field id needs the column 'id'; the columns are: "),
+    ]:
+        assert error_of(write(path, content), roles, format="squad").startswith(f"{path}{message}")
+
+
+def test_persona_chat(tmp_path):
+    lines = ["1 your persona: i ski.", "2 partner's persona: i sit.", "3 your persona: i sing.", "4 hi\tho\t\ta|b",
+             "5 what ?\tthat", "", "1 no answer", "2 a\tb", "1 hey\tyou"]  # fmt: skip
+    path = write(tmp_path / "chat.txt", "\r\n".join(lines))
+    options = {"roles": {"turns": True, "system": False}, "format": "persona_chat"}
+    assert error_of(path, **options) == (
+        f"{path}:7: expected a number, a message, a tab and its answer, as PersonaChat has them"
+    )
+    skipped = Skipped()
+    assert read(path, skipped=skipped, on_error="skip", **options) == [
+        {"turns": ["hi", "ho", "what ?", "that"], "system": "i ski. i sing."},
+        {"turns": ["hey", "you"], "system": ""},
+    ]
+    assert skipped.count == 1
 
 
 # Fields
@@ -162,15 +200,27 @@ def test_fields_are_columns_templates_paths_and_lists(tmp_path):
         "three": ("title", "none", "n"),
         "four": "a.b",
         "five": "file",
+        "six": "{none}{answers.text}",
     }
     [found] = read(path, dict.fromkeys(fields, True), fields=fields)
-    assert found == {"one": "T 3", "two": ["a", "b"], "three": ["T", 3], "four": "dot", "five": "a.jsonl"}
+    assert found == {
+        "one": "T 3", "two": ["a", "b"], "three": ["T", 3], "four": "dot", "five": "a.jsonl", "six": "a b",
+    }  # fmt: skip
+    assert error_of(path, {"text": True}, fields={"text": "{answers}"}) == (
+        f"{path}:1: the field text: the column 'answers' must be a text, found an object"
+    )
 
 
 def test_replacements_go_one_after_the_other_through_all_texts(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": ["a1", {"b": "c2"}], "label": 1}')
     [found] = read(path, replace={"text": {r"(\w)\d": r"\1!", "c!": "d"}})
     assert found == {"text": ["a!", {"b": "d"}], "label": 1}
+
+
+def test_replacements_read_numbers_as_text(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": [0, {"at": 1}], "label": 1}\n{"text": "", "label": true}')
+    replace = {"label": {"^1$": "spam", "^true$": "yes"}, "text": {"0": "O"}}
+    assert read(path, replace=replace) == [{"text": ["O", {"at": 1}], "label": "spam"}, {"text": "", "label": "yes"}]
 
 
 def test_parts_split_equal_records_to_one_side(tmp_path):
@@ -181,6 +231,12 @@ def test_parts_split_equal_records_to_one_side(tmp_path):
     assert len(train) + len(test) == 2000 and not texts[0] & texts[1]
     assert 330 < len(texts[0]) < 440
     assert len(read(path, drop_repeats=True)) == 500
+    write(path, "id\ttext\tlabel\n" + "\n".join(f"{i}\t{row}" for i, row in enumerate(rows)))
+    with_id = {**ROLES, "id": False}
+    assert len(read(path, with_id, drop_repeats=True)) == 500
+    assert [{**record, "id": None} for record in read(path, with_id, part=(0, 0.8))] == [
+        {**record, "id": None} for record in train
+    ]
     assert read(path, drop_repeats=True, max_records=3) == read(path)[:3]
 
 
@@ -218,6 +274,13 @@ def test_a_missing_column_is_told_with_the_nearest(tmp_path):
         ),
         ("a.tsv", b"text\tlabel\nok\t1\n\xff\t1\n", {}, ":3: the text is not valid Unicode: byte 0xff at character 1"),
         ("a.jsonl", '{"text": "\\ud800", "label": 1}', {}, ":1: the text is not valid Unicode: half a character"),
+        ("a.json", '[{"text": "a", "label": 0}, 1]', {}, "[1]: expected a JSON object, found a number"),
+        ("a.json", '[{"text": "a"}]', {}, "[0]: the field label needs the column 'label'"),
+        ("a.jsonl", "{}", {"columns": ("text",)}, ": columns is for the formats csv, tsv, conll, not for jsonl"),
+        ("a.jsonl", "{}", {"quoted": False}, ": quoted is for the formats csv, tsv, not for jsonl"),
+        ("a.jsonl", "{}", {"pattern": "(?P<text>.)"}, ": pattern is for the formats lines, matches, not for jsonl"),
+        ("a.tsv", "text\n", {"beside": {"label": "b"}}, ": beside is for the formats lines, not for tsv"),
+        ("a.txt", b"\x1b$\n", {"encoding": "iso2022_jp"}, ": is not text in iso2022_jp: "),
         ("a.txt", "a\n", {"pattern": "(?P<text>b)"}, ":1: the line does not match the pattern '(?P<text>b)'"),
         ("a.bin", "a\n", {}, ": its name does not say what is in it; give format, or a name in .jsonl"),
         ("a.tsv", "", {}, ": is empty"),
@@ -236,6 +299,16 @@ def test_bad_records_can_be_skipped_and_are_counted(tmp_path):
     assert skipped.count == 3 and skipped.messages[0].startswith(f"{path}:2: is not valid JSON")
 
 
+def test_an_empty_file_of_a_folder_by_label_is_a_bad_record(tmp_path):
+    (tmp_path / "d" / "pos").mkdir(parents=True)
+    write(tmp_path / "d" / "pos" / "1.txt", "good")
+    empty = write(tmp_path / "d" / "pos" / "2.txt", "")
+    assert error_of(tmp_path / "d", format="folders") == f"{empty}: is empty"
+    skipped = Skipped()
+    found = read(tmp_path / "d", skipped=skipped, format="folders", on_error="skip")
+    assert found == [{"text": "good", "label": "pos"}] and skipped.messages == [f"{empty}: is empty"]
+
+
 def test_other_encodings(tmp_path):
     path = write(tmp_path / "a.tsv", "text\tlabel\n中é\t1\n".encode("gb18030"))
     assert read(path, encoding="gb18030") == [{"text": "中é", "label": "1"}]
@@ -248,12 +321,20 @@ def test_other_encodings(tmp_path):
         ({"pattern": "("}, "is not a regular expression"),
         ({"pattern": "a"}, "no named group"),
         ({"replace": {"text": {"[": ""}}}, "is not a regular expression"),
+        ({"replace": {"text": {"(a)": r"\2"}}}, "cannot replace matches of '\\(a\\)': invalid group reference 2"),
+        ({"replace": {"text": {"a": r"\g<b>"}}}, "cannot replace matches of 'a': unknown group name 'b'"),
         ({"encoding": "utf-9"}, "is unknown"),
+        *[({"encoding": name}, "is the byte 0x0a") for name in ("hex", "rot13", "idna", "utf-16-le", "cp037")],
+        ({"pattern": "(?P<text>a)", "beside": {"b": "b.txt"}}, "pattern and beside exclude each other"),
+        ({"columns": ("a", "b", "a")}, "columns names 'a' twice"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         Records(path="a", **options)
+    if "replace" in options:
+        with pytest.raises(ValidationError, match=message):
+            HuggingFace(path="a", **options)
 
 
 def test_a_missing_file_is_told_with_the_nearest(tmp_path):
@@ -270,6 +351,12 @@ def test_a_hugging_face_dataset(tmp_path):
     found = list(read_records(source, ROLES, Skipped()))
     assert [record.fields for record in found] == [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
     assert found[1].origin == f"{tmp_path}/d[1]"
+    spam = source.model_copy(update={"replace": {"label": {"1": "spam"}}})
+    assert [record.fields["label"] for record in read_records(spam, ROLES, Skipped())] == ["0", "spam"]
+    with pytest.raises(DataError, match="text_field is for language models; for a task, fields name the columns"):
+        list(read_records(source.model_copy(update={"text_field": "sentence"}), ROLES, Skipped()))
+    with pytest.raises(DataError, match="fields and replace are for tasks; a language model reads text_field alone"):
+        list(sources.read(source, Skipped()))
 
 
 def test_a_language_model_reads_the_texts_of_records(tmp_path):
@@ -279,3 +366,10 @@ def test_a_language_model_reads_the_texts_of_records(tmp_path):
     before = sources.fingerprint(source, tmp_path / "cache")
     write(path, '{"body": "c"}')
     assert sources.fingerprint(source, tmp_path / "cache") != before
+    write(path, '{"body": {}}\n{"body": "c"}')
+    with pytest.raises(DataError) as caught:
+        list(sources.read(source, Skipped()))
+    assert str(caught.value) == f"{path}:1: text must be a text, found an object"
+    skipped = Skipped()
+    skipping = source.model_copy(update={"on_error": "skip"})
+    assert list(sources.read(skipping, skipped)) == [("c", f"{path}:2")] and skipped.count == 1

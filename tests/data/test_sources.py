@@ -235,7 +235,7 @@ def test_utf_16_is_named(tmp_path, encoding):
 BAD_LINES = {
     '{"text": "a"': "is not valid JSON: Expecting ',' delimiter",
     '["text"]': "expected a JSON object, found an array",
-    '{"body": "x", "id": 1}': "has no field 'text'; its fields are: 'body', 'id'",
+    '{"body": "x", "id": 1}': "has no field 'text'; its fields are: 'file', 'body', 'id'",
     '{"text": 3}': "field 'text' must be a string, found a number",
     '{"text": null}': "field 'text' must be a string, found null",
     '{"text": "\\ud800"}': "the text is not valid Unicode: half a character (U+D800) at character 1",
@@ -266,15 +266,15 @@ def test_only_the_first_messages_are_kept(tmp_path):
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
 def test_a_missing_column_names_the_columns(tmp_path, on_error):
     path = write(tmp_path / "a.csv", "id,body\n1,x\n")
-    assert error_of(path, on_error=on_error) == f"{path}: has no column 'text'; its columns are: 'id', 'body'"
+    assert error_of(path, on_error=on_error) == f"{path}: has no field 'text'; its fields are: 'file', 'id', 'body'"
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (b"1", "has 1 columns, the header has 2"),
-        (b"1,a,b", "has 3 columns, the header has 2"),
-        (b'1,"a"b', "is not a valid .csv record: ',' expected after '\"'"),
+        (b"1", "has 1 columns, expected 2: id, text"),
+        (b"1,a,b", "has 3 columns, expected 2: id, text"),
+        (b'1,"a"b', "is not a valid quoted record: ',' expected after '\"'"),
         (b"1,a\xff", "the text is not valid Unicode: byte 0xff at character 2"),
     ],
 )
@@ -288,7 +288,7 @@ def test_bad_rows_fail_with_their_place_or_are_counted(tmp_path, row, message):
 
 def test_an_open_quote_does_not_swallow_the_rest_silently(tmp_path):
     path = write(tmp_path / "a.csv", 'text\nfirst\n"open\nrest\n')
-    assert error_of(path) == f"{path}:3: is not a valid .csv record: unexpected end of data"
+    assert error_of(path) == f"{path}:3: is not a valid quoted record: unexpected end of data"
 
 
 def test_spans_are_for_text_files(tmp_path):

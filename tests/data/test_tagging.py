@@ -27,7 +27,6 @@ def test_spans_come_back_in_any_scheme(case, source, target):
     tags = tags_from_spans(reversed(spans), length, source)
     assert len(tags) == length
     assert spans_from_tags(tags, source) == spans
-    assert spans_from_tags(tags, source, malformed="drop") == spans
     assert spans_from_tags(tags, "conlleval") == spans
     assert convert(tags, source, target) == tags_from_spans(spans, length, target)
 
@@ -46,30 +45,28 @@ def test_the_middle_of_a_span_may_be_m():
 
 
 @pytest.mark.parametrize(
-    "tags, scheme, place, dropped, repaired",
+    "tags, scheme, place, repaired",
     [
-        (["O", "I-PER"], "iob2", "tag 1 is I-PER after O", [], [("PER", 1, 2)]),
-        (["I-PER"], "iob2", "tag 0 is I-PER at the beginning", [], [("PER", 0, 1)]),
-        (["B-PER", "I-LOC"], "iob2", "tag 1 is I-LOC after B-PER", [("PER", 0, 1)], [("PER", 0, 1), ("LOC", 1, 2)]),
-        (["O", "B-PER"], "iob1", "tag 1 is B-PER after O", [], [("PER", 1, 2)]),
-        (["B-PER", "O"], "iobes", "tag 1 is O after B-PER", [], [("PER", 0, 1)]),
-        (["B-PER", "I-PER"], "iobes", "the 2 tags end after I-PER", [], [("PER", 0, 2)]),
-        (["B-PER", "S-PER"], "iobes", "tag 1 is S-PER after B-PER", [("PER", 1, 2)], [("PER", 0, 1), ("PER", 1, 2)]),
-        (["S-PER", "E-PER"], "iobes", "tag 1 is E-PER after S-PER", [("PER", 0, 1)], [("PER", 0, 1), ("PER", 1, 2)]),
+        (["O", "I-PER"], "iob2", "tag 1 is I-PER after O", [("PER", 1, 2)]),
+        (["I-PER"], "iob2", "tag 0 is I-PER at the beginning", [("PER", 0, 1)]),
+        (["B-PER", "I-LOC"], "iob2", "tag 1 is I-LOC after B-PER", [("PER", 0, 1), ("LOC", 1, 2)]),
+        (["O", "B-PER"], "iob1", "tag 1 is B-PER after O", [("PER", 1, 2)]),
+        (["B-PER", "O"], "iobes", "tag 1 is O after B-PER", [("PER", 0, 1)]),
+        (["B-PER", "I-PER"], "iobes", "the 2 tags end after I-PER", [("PER", 0, 2)]),
+        (["B-PER", "S-PER"], "iobes", "tag 1 is S-PER after B-PER", [("PER", 0, 1), ("PER", 1, 2)]),
+        (["S-PER", "E-PER"], "iobes", "tag 1 is E-PER after S-PER", [("PER", 0, 1), ("PER", 1, 2)]),
     ],
 )
-def test_tags_out_of_place_are_named_or_dropped_or_repaired(tags, scheme, place, dropped, repaired):
+def test_tags_out_of_place_are_named_or_repaired(tags, scheme, place, repaired):
     with pytest.raises(DataError, match=f"{place}, but in {scheme}"):
         spans_from_tags(tags, scheme)
-    assert spans_from_tags(tags, scheme, malformed="drop") == dropped
     assert spans_from_tags(tags, "conlleval") == repaired
 
 
 @pytest.mark.parametrize("tag", ["", "PER", "X-PER", "O-PER", "b-PER", "E-PER"])
 def test_unknown_tags_are_refused(tag):
-    for malformed in ("refuse", "drop"):
-        with pytest.raises(DataError, match=f"tag 1 is {tag!r}, but iob2 has O, I-TYPE, B-TYPE"):
-            spans_from_tags(["O", tag], "iob2", malformed=malformed)
+    with pytest.raises(DataError, match=f"tag 1 is {tag!r}, but iob2 has O, I-TYPE, B-TYPE"):
+        spans_from_tags(["O", tag], "iob2")
 
 
 @pytest.mark.parametrize(

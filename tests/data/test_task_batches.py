@@ -114,7 +114,6 @@ def test_the_arrays_are_those_that_are_documented(case):
     else:
         names = {"inputs", "segment_ids", "positions", "targets", "weights"}
         names |= {"sentence_ids"} if pair else set()
-        names |= {"candidates"} if task is QA else set()
         names |= {"prefix"} if isinstance(task, TextToText) else set()
         assert batch.keys() == names
         whole = batch["inputs"].shape
@@ -124,8 +123,7 @@ def test_the_arrays_are_those_that_are_documented(case):
         assert (batch["inputs"][batch["segment_ids"] == 0] == corpus.tokenizer.pad_id).all()
     for name, array in batch.items():
         is_float = name.endswith("weights") or (name == "targets" and isinstance(task, Regression))
-        is_bool = name in ("candidates", "prefix")
-        assert array.dtype == (np.float32 if is_float else bool if is_bool else np.int32), name
+        assert array.dtype == (np.float32 if is_float else bool if name == "prefix" else np.int32), name
         if array.ndim == 2 and name != "targets":
             assert array.shape[1] in {padded_length(n, LENGTH) for n in range(1, LENGTH + 1)}
 
@@ -143,7 +141,7 @@ def test_balanced_weights_make_labels_count_alike(tmp_path):
 
 
 def test_what_a_row_says_is_its_example(case):
-    task, _, corpus = case
+    task, stack, corpus = case
     examples = corpus.train
     for batch in eval_batches(examples, **options_of(case)):
         for row, number in enumerate(batch["example"]):
@@ -158,7 +156,18 @@ def test_what_a_row_says_is_its_example(case):
             tokens = own.get("inputs", own.get("sources", own.get("tokens")))
             shown = min(len(tokens), count)
             np.testing.assert_array_equal(real["inputs"][:shown], tokens[:shown])
-            assert count == (len(tokens) - 1 if "tokens" in own else examples.lengths[number]) or "sources" in own
+            if stack == "encoder_decoder":
+                assert count == len(own["sources"])
+                read, written = (real[f"decoder_{name}"] for name in ("inputs", "targets"))
+                size = len(own["targets"])
+                assert real["decoder_weights"].tolist() == [1] * size + [0] * (len(written) - size)
+                np.testing.assert_array_equal(written[:size], own["targets"])
+                np.testing.assert_array_equal(read[1:size], own["targets"][:-1])
+            elif "sources" in own:
+                np.testing.assert_array_equal(real["targets"][real["weights"] > 0], own["targets"])
+                assert count == len(own["sources"]) + len(own["targets"])
+            else:
+                assert count == (len(tokens) - 1 if "tokens" in own else examples.lengths[number])
             if "target" in own:
                 assert real["targets"] == own["target"][0]
             if isinstance(task, Dialogue):
@@ -166,8 +175,6 @@ def test_what_a_row_says_is_its_example(case):
                 np.testing.assert_array_equal(real["weights"][:count] > 0, own["learned"][1:])
             if isinstance(task, Tagging):
                 assert (real["weights"].sum()) == (own["words"] >= 0).sum()
-            if isinstance(task, SpanAnswering):
-                assert real["candidates"].sum() == (own["starts"] >= 0).sum()
 
 
 # Order

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from data import tokenizer as tokenizers
 from data.config import ByteBPE, Characters, Cleaning, DataConfig, Files, SentencePiece, WordPiece
@@ -243,6 +244,13 @@ def test_a_decoders_row_holds_source_and_target():
     assert ByteTokenizer().decode(made.row(1)["sources"]) == "say: b"
     made = examples(task, wanted, ByteTokenizer(), stack="decoder", length=32, target_length=4)
     assert [len(row["targets"]) for row in rows(made)] == [4, 4]
+    made = examples(task, wanted, ByteTokenizer(), stack="decoder", length=32, target_length=30)
+    assert [(len(row["sources"]), len(row["targets"])) for row in rows(made)] == [(27, 5), (2, 30)]
+    for target_length in (31, 32, 64):
+        with pytest.raises(DataError, match=f"data.target_length {target_length} leaves .* it must be at most 30"):
+            examples(task, wanted, ByteTokenizer(), stack="decoder", length=32, target_length=target_length)
+    with pytest.raises(DataError, match="data.length 3 has no room"):
+        examples(task, wanted, ByteTokenizer(), stack="decoder", length=3)
     made = examples(task, wanted, ByteTokenizer(), stack="encoder_decoder", length=32, target_length=8)
     assert [len(row["sources"]) for row in rows(made)] == [32, 7]
     assert [len(row["targets"]) for row in rows(made)] == [5, 8] and made.truncated == 2
@@ -253,7 +261,9 @@ def test_dialogues_are_rows_of_conversations():
     tokenizer = objective_tokenizer(ByteTokenizer(), task)
     made = examples(task, [record(turns="hi\thello\tbye\tso long" * 4)], tokenizer, stack="decoder", length=40)
     assert len(made) > 1 and set(made.record_of) == {0} and made.lengths.max() <= 40
-    assert all(row["learned"].any() for row in rows(made))
+    assert all(row["learned"].any() for row in rows(made)) and made.truncated == 0
+    made = examples(task, [record(turns="hi\t" + "hello" * 9)], tokenizer, stack="decoder", length=40)
+    assert made.truncated == 1
 
 
 # Mistakes
@@ -310,11 +320,25 @@ def test_cleaning_moves_no_labels():
 
 
 def test_rows_without_room_for_a_token_are_refused():
-    with pytest.raises(DataError, match="data.length 2 has no room for a single token of text"):
-        examples(BINARY, [record(text="a", label="no")], ByteTokenizer(), length=2)
+    for length, fields in ((2, {"text": "a"}), (4, {"text": "a", "second_text": "b"})):
+        with pytest.raises(DataError, match=f"data.length {length} has no room for a single token of each text"):
+            examples(BINARY, [record(**fields, label="no")], ByteTokenizer(), length=length)
     with pytest.raises(DataError, match="either all records have a second_text, or none"):
         pair = record(text="a", second_text="b", label="no")
         examples(BINARY, [pair, record(text="a", label="no")], ByteTokenizer())
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (Tagging, {"types": ("PER", "")}, "types has an empty name"),
+        (Tagging, {"types": ("PER", "LOC", "PER")}, "types names 'PER' twice"),
+        (Classification, {"labels": ("a", "a")}, "labels names 'a' twice"),
+    ],
+)
+def test_impossible_names_are_refused(task, options, message):
+    with pytest.raises(ValidationError, match=message):
+        task(**options)
 
 
 # Splits
