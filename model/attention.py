@@ -101,10 +101,9 @@ def attend(
 
     `is_causal` (and the config's sliding window) count only where there is no `mask`.
     """
-    scale = _scale(config)
     is_causal = is_causal and mask is None
     if dropout_key is not None or sinks is not None or config.attention_logit_cap:
-        return _attend_written_out(query, key, value, config, scale, mask, bias, is_causal, sinks, dropout_key)
+        return _attend_written_out(query, key, value, config, mask, bias, is_causal, sinks, dropout_key)
     window = (config.sliding_window - 1, 0) if is_causal and config.sliding_window else None
     return jax.nn.dot_product_attention(
         query,
@@ -112,7 +111,7 @@ def attend(
         value,
         bias=None if bias is None else bias.astype(query.dtype),
         mask=mask,
-        scale=scale,
+        scale=_scale(config),
         is_causal=is_causal,
         local_window_size=window,
         implementation=_implementation(query, mask, bias, config),
@@ -139,10 +138,10 @@ def _implementation(query: Array, mask: Array | None, bias: Array | None, config
     return "cudnn" if fused else "xla"
 
 
-def _attend_written_out(query, key, value, config, scale, mask, bias, is_causal, sinks, dropout_key):
+def _attend_written_out(query, key, value, config, mask, bias, is_causal, sinks, dropout_key):
     """The same formula with what the library's kernels lack: dropped weights, capped logits, sinks."""
     batch, length, heads, head_dim = query.shape
-    weights = attention_weights(query, key, config, scale, mask, bias, is_causal, sinks)
+    weights = attention_weights(query, key, config, mask, bias, is_causal, sinks)
     if dropout_key is not None:
         keep = 1.0 - config.attention_dropout_rate
         weights = jnp.where(jax.random.bernoulli(dropout_key, keep, weights.shape), weights / keep, 0.0)
@@ -154,7 +153,6 @@ def attention_weights(
     query: Float[Array, "batch query heads head_dim"],
     key: Float[Array, "batch key kv_heads head_dim"],
     config: TransformerConfig,
-    scale: float,
     mask: Bool[Array, "batch 1 #query key"] | None = None,
     bias: Float[Array, "#batch heads query key"] | None = None,
     is_causal: bool = False,
@@ -164,7 +162,7 @@ def attention_weights(
     batch, length, heads, head_dim = query.shape
     kv_heads, groups = key.shape[2], heads // key.shape[2]
     query = query.reshape(batch, length, kv_heads, groups, head_dim)
-    logits = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32) * scale
+    logits = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32) * _scale(config)
     logits = softcap(logits.reshape(batch, heads, length, key.shape[1]), config.attention_logit_cap)
     if bias is not None:
         logits += bias
@@ -221,7 +219,7 @@ class Attention(nn.Module):
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))
             sinks = self.param("sinks", zeros, (config.num_heads,), jnp.dtype(config.param_dtype))
         if self.is_cross and self.is_mutable_collection("intermediates"):
-            weights = attention_weights(query, key, config, _scale(config), mask, sinks=sinks)
+            weights = attention_weights(query, key, config, mask, sinks=sinks)
             self.sow("intermediates", "weights", weights.mean(axis=1))
         drops = config.attention_dropout_rate and not self.deterministic
         attended = attend(

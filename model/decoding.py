@@ -67,8 +67,8 @@ class Sampling:
 class Constraints:
     """What a text must obey, however its tokens are chosen.
 
-    no_repeat_ngram: no n tokens occur twice in a row in the decoder's text, its prompt included (Paulus et al. 2018,
-        section 2.5, of trigrams); 0 allows all.
+    no_repeat_ngram: no n-gram occurs twice in the decoder's text, its prompt included (Paulus et al. 2018, section
+        2.5, of trigrams); 0 allows all.
     min_new_tokens: the end comes after at least this many tokens.
     first_token: the first token written, whether or not it is allowed elsewhere: mBART's language (Liu et al. 2020).
 

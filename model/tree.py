@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,9 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by path name, in tree order."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Leaves by path name, in tree order; `is_leaf=is_box` stops at boxes."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
 
 
 def unbox(boxed: Any) -> Any:
@@ -37,10 +37,17 @@ def count(tree: Any) -> int:
 
 
 def matches(tree: Any, patterns: Sequence[str]) -> Any:
-    """A tree of bools: does any pattern match the whole path? A pattern that matches nothing is a ValueError."""
+    """A tree of bools: does any pattern match the whole path?
+
+    A pattern that matches nothing, or is not a regular expression, is a ValueError.
+    """
     names = list(named_leaves(tree))
     for pattern in patterns:
-        if not any(re.fullmatch(pattern, name) for name in names):
+        try:
+            is_match = re.compile(pattern).fullmatch
+        except re.error as error:
+            raise ValueError(f"pattern '{pattern}' is not a regular expression: {error}") from error
+        if not any(map(is_match, names)):
             raise ValueError(f"pattern '{pattern}' matches no parameter; parameters are {', '.join(names)}")
     return jax.tree_util.tree_map_with_path(
         lambda path, _: any(re.fullmatch(pattern, path_name(path)) for pattern in patterns), tree

@@ -63,13 +63,13 @@ def _prepare(experiment: Experiment, directory: Path) -> Corpus:
     """The data, with the run's tokenizer, that of the run it starts from, or a new one."""
     from data import tokenizer as tokenizers
     from data.pipeline import prepare
-    from train.run import load_run
+    from train.params import restore_tokenizer
 
     saved = directory / "tokenizer"
     is_saved = (saved / "tokenizer.json").exists()  # written last
     tokenizer = tokenizers.load(saved) if is_saved else None
     if tokenizer is None and experiment.init_from:
-        tokenizer = load_run(experiment.init_from).tokenizer
+        tokenizer = restore_tokenizer(Path(experiment.init_from) / "checkpoints")
     corpus = prepare(
         experiment.data,
         tokenizer=tokenizer,
@@ -124,7 +124,7 @@ def _score(run: Run, split: str) -> None:
 
 
 def _samples(run: Run) -> list[Completion]:
-    from eval.generate import generate
+    from eval.completion import generate
     from model.decoding import Sampling
 
     options = run.config.evaluation

@@ -4,7 +4,8 @@ A checkpoint is a folder `checkpoints/STEP/`:
 
     params/ ema/ optimizer/   one orbax tree each, sharded on the way in, readable by plain orbax
     config.json tokenizer/    what is needed to use them
-    manifest.json             next_step, data position, validation measures, SHA-256 of every file and every array
+    manifest.json             next_step, whether it was scheduled, data position, validation measures, SHA-256 of every
+                              file and every array
 
 It is written under a temporary name in a background thread, the manifest last, flushed to disk, and renamed.
 Array digests are taken from host memory before anything is written, so a restore proves that what is on the
@@ -58,10 +59,12 @@ class Checkpoints:
         data: Mapping[str, Any],
         validation: Mapping[str, float] | None,
         write_extras: Callable[[Path], None],
+        is_scheduled: bool = True,
     ) -> None:
         """Copy `state` to host memory and write it in the background; `write_extras(folder)` adds small files.
 
-        `validation`: the measures on validation data, where they were taken at this step.
+        `validation`: the measures on validation data, where they were taken at this step. `is_scheduled`: whether
+        the step alone is why it is saved, not a signal or its measures.
 
         Raises the error of the previous save, if that failed.
         """
@@ -73,6 +76,7 @@ class Checkpoints:
         groups = {name: jax.tree.map(np.array, part) for name, part in _groups(state).items()}
         manifest = {
             "next_step": step,
+            "scheduled": is_scheduled,
             "skipped_steps": int(state.skipped_steps),
             "nonfinite_streak": int(state.nonfinite_streak),
             "validation": None if validation is None else dict(validation),
@@ -82,7 +86,7 @@ class Checkpoints:
 
     def save_params(self, params: Any, *, write_extras: Callable[[Path], None]) -> None:
         """Write parameters that come from elsewhere as step 0, from where they lie: no copy of all is made."""
-        counters = dict(next_step=0, skipped_steps=0, nonfinite_streak=0)
+        counters = dict(next_step=0, scheduled=True, skipped_steps=0, nonfinite_streak=0)
         self._write(0, {"params": params}, counters | dict(validation=None, data=None), write_extras)
 
     def wait(self) -> None:
@@ -124,10 +128,13 @@ class Checkpoints:
         self._prune()
 
     def _prune(self) -> None:
-        """Delete what is neither among the newest nor among the best; runs only after a newer one is committed."""
+        """Delete what is neither the newest nor among the newest scheduled or the best.
+
+        Runs only after a newer one is committed.
+        """
         steps = self.steps()
         best = [step for _, step in scored_steps(self.folder, self.metric)[: self.keep_best]]
-        keep = {*steps[-self.keep_last :], *best}
+        keep = {*steps[-1:], *scheduled_steps(self.folder)[-self.keep_last :], *best}
         for step in set(steps) - keep:
             doomed = self.folder / f".tmp-delete-{step}"
             (self.folder / str(step)).rename(doomed)
@@ -218,6 +225,18 @@ def list_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
 
 
+def scheduled_steps(folder: Path) -> list[int]:
+    """Those of `list_steps` that were saved because of the step alone; what cannot be read counts as such."""
+
+    def is_scheduled(step: int) -> bool:
+        try:
+            return read_manifest(folder, step)["scheduled"]
+        except DamagedError:
+            return True
+
+    return list(filter(is_scheduled, list_steps(folder)))
+
+
 def scored_steps(folder: Path, metric: str = "loss") -> list[tuple[float, int]]:
     """(value of the validation measure `metric`, step) of the checkpoints that have one, best first, then earliest."""
     scored = []
@@ -242,6 +261,7 @@ def read_manifest(folder: Path, step: int) -> dict[str, Any]:
         raise DamagedError(f"{MANIFEST} differs from what was saved")
     if manifest["next_step"] != step:
         raise DamagedError(f"{MANIFEST} is that of step {manifest['next_step']}")
+    manifest.setdefault("scheduled", True)  # older ones do not say
     if "validation_loss" in manifest:  # written before there were other measures
         loss = manifest.pop("validation_loss")
         manifest["validation"] = None if loss is None else {"loss": loss}

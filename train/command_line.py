@@ -10,6 +10,7 @@ import json
 import sys
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,9 +139,12 @@ def parse(argv: list[str], prog: str = "python -m train") -> Experiment:
     for path, text in _leaves(values):
         if text is not None:
             _override(raw, path, text)
+    for name, count in Counter(_flag_name(word) for word in rest if word.startswith("--")).items():
+        if count > 1:
+            problems.append(f"""{name}: is given {count} times; several values are one list, such as '["a", "b"]'""")
     for word in unknown:
         if word.startswith("-"):
-            name = word.lstrip("-").split("=")[0].replace("-", "_")
+            name = _flag_name(word)
             problems.append(f"{name}: there is no such field.{nearest(name, names)}")
     if unknown and not problems:
         problems.append(f"'{unknown[0]}': expected --field value")
@@ -149,6 +153,10 @@ def parse(argv: list[str], prog: str = "python -m train") -> Experiment:
     if problems:
         raise UserError(*problems)
     return experiment
+
+
+def _flag_name(word: str) -> str:
+    return word.lstrip("-").split("=")[0].replace("-", "_")
 
 
 _DESCRIPTION = (

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 from data.config import ByteBPE, CausalLM, DataConfig, Objective, SentencePiece, WordPiece
 from data.task_config import TASKS, num_outputs
 from model.config import TransformerConfig
+from train.tuning_config import Frozen, Full, LastLayers, LoRA, Tuning  # noqa: F401  (imported from here)
 
 
 class UserError(Exception):
@@ -152,52 +153,6 @@ class Loss(_Part):
     z_loss: float = Field(0.0, ge=0, description="Weight of log(Z)^2, which keeps logits near 0 (PaLM: 1e-4).")
 
 
-class Full(_Part):
-    """All parameters are trained."""
-
-    kind: Literal["full"] = "full"
-
-
-class Frozen(_Part):
-    """Only some parameters are trained: by default the heads of an encoder, which itself stays as it is."""
-
-    kind: Literal["frozen"] = "frozen"
-    train: tuple[str, ...] = Field(
-        (r"heads/.*",), min_length=1, description="What is trained: patterns that must match a whole parameter path."
-    )
-
-
-class LastLayers(_Part):
-    """Only the last layers of the stack (of both, in an encoder-decoder), its last norm and the heads are trained.
-
-    With model.layer_loop=unroll, what the frozen layers below need not compute is left out, too.
-    """
-
-    kind: Literal["last_layers"] = "last_layers"
-    count: int = Field(2, gt=0, description="How many layers of each stack are trained.")
-
-
-class LoRA(_Part):
-    """Low-rank additions to frozen kernels (Hu et al. 2021): kernel + alpha / rank * a b; heads/ is trained as it is.
-
-    `a` starts random and `b` at 0, so that training starts from the model as it was.
-    """
-
-    kind: Literal["lora"] = "lora"
-    rank: int = Field(8, gt=0, description="Inner width of the additions.")
-    alpha: float = Field(16.0, gt=0, description="The additions are multiplied by alpha / rank.")
-    targets: tuple[str, ...] = Field(
-        (r".*attention/(query|value)/kernel",),
-        min_length=1,
-        description="Kernels that get an addition: patterns that must match a whole parameter path.",
-    )
-    also_train: tuple[str, ...] = Field(
-        (), description="More parameters that are trained as they are: patterns, such as .*/bias."
-    )
-
-
-Tuning = Annotated[Full | Frozen | LastLayers | LoRA, Field(discriminator="kind")]
-
 MESH_AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
@@ -243,8 +198,8 @@ class Mesh(_Part):
 class Checkpointing(_Part):
     """When state is saved and what is kept."""
 
-    every: int = Field(1000, gt=0, description="Steps between checkpoints; one more is written at the end.")
-    keep_last: int = Field(2, gt=0, description="How many of the newest checkpoints stay.")
+    every: int = Field(1000, gt=0, description="Steps between scheduled checkpoints; the last step has one, too.")
+    keep_last: int = Field(2, gt=0, description="How many of the newest scheduled ones stay; the last saved does, too.")
     keep_best: int = Field(
         1, ge=0, description="How many checkpoints stay besides, the best by evaluation.metric on validation data."
     )
@@ -261,6 +216,9 @@ class Decoding(_Part):
     min_new_tokens: int = Field(0, ge=0, description="Texts are at least so long.")
     max_new_tokens: int | None = Field(
         None, gt=0, description="Texts are at most so long: none = data.target_length, or as long as the source may be."
+    )
+    first_token: str | None = Field(
+        None, description="A token of the tokenizer that every text begins with: mBART's language; none: any."
     )
 
 
@@ -289,7 +247,7 @@ class Evaluation(_Part):
     )
     final: Literal["latest", "best"] = Field("latest", description="The checkpoint that is scored at the end.")
     average: int | None = Field(
-        None, gt=1, description="Score the mean of the parameters of so many newest checkpoints instead."
+        None, gt=1, description="Score instead the mean of the parameters of so many newest scheduled checkpoints."
     )
     decoding: Decoding = Field(Decoding(), description="How texts are written for scores.")
     prompts: tuple[str, ...] = Field(("",), description="Texts continued at the end of the run and in its report.")
@@ -361,7 +319,8 @@ class Experiment(_Part):
                     f"data.tokenizer.vocab_size={tokenizer.vocab_size} is larger than "
                     f"model.vocab_size={model.vocab_size}"
                 )
-        problems += [*self._unfit_objective(), *self._unfit_parameters(), *self._unfit_evaluation()]
+        problems += [*self._unfit_objective(), *self._unfit_parameters()]
+        problems += [*self._unfit_evaluation(), *self._unfit_decoding()]
         for field in ("length", "target_length"):
             if (length := getattr(self.data, field)) is not None and length > model.max_length:
                 problems.append(f"data.{field}={length} is longer than model.max_length={model.max_length}")
@@ -418,6 +377,23 @@ class Experiment(_Part):
                     f"evaluation.average={evaluation.average} is more than the {available} newest checkpoints that are "
                     "there at the end; see checkpoint.keep_last, checkpoint.every and num_steps"
                 )
+        return problems
+
+    def _unfit_decoding(self) -> list[str]:
+        """Why texts cannot be written as evaluation.decoding asks for, or what of it nothing would read."""
+        problems, decoding = [], self.evaluation.decoding
+        if self.objective.kind != "text_to_text":
+            return ["evaluation.decoding is for objective.kind=text_to_text alone"] if decoding != Decoding() else []
+        if decoding.coverage_penalty and decoding.beam_size == 1:
+            problems.append("evaluation.decoding.coverage_penalty is of beam search; it needs a beam_size above 1")
+        if decoding.coverage_penalty and self.model.stack == "decoder":
+            problems.append("evaluation.decoding.coverage_penalty needs model.stack=encoder_decoder, not decoder")
+        longest = decoding.max_new_tokens or self.data.target_length or self.data.length
+        if decoding.min_new_tokens > longest:
+            problems.append(
+                f"evaluation.decoding.min_new_tokens={decoding.min_new_tokens} is more than the {longest} tokens "
+                "that a text may have; see max_new_tokens"
+            )
         return problems
 
     @property

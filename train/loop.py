@@ -109,24 +109,30 @@ class Trainer:
             prefetch=experiment.data.prefetch,
         )
         restored = self.checkpoints.restore(
-            plan.abstract, plan.shardings, lambda text: print(f"warning: {text}", flush=True)
+            _with_whole_average(plan.abstract, plan.abstract.params),
+            _with_whole_average(plan.shardings, plan.shardings.params),
+            lambda text: print(f"warning: {text}", flush=True),
         )
         if restored is not None:
             state, manifest = restored
             self.batches.set_state(manifest["data"])
             print(f"continuing at step {manifest['next_step']} of {experiment.num_steps}", flush=True)
-            return state
+            return state if state.ema is None else state.replace(ema=self._averaged_part(state.ema))
         state = plan.init_state()
         if experiment.init_from:
             source = Path(experiment.init_from) / "checkpoints"
             params, fresh, unused = restore_common(source, state.params, plan.shardings.params)
-            ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+            ema = None if state.ema is None else jax.tree.map(jnp.copy, self._averaged_part(params))
             state = state.replace(params=params, ema=ema)
             print(f"starting from the parameters of {experiment.init_from}", flush=True)
             for what, names in (("newly initialized", fresh), ("not used", unused)):
                 if names:
                     print(f"  {what}: {', '.join(names)}", flush=True)
         return state
+
+    def _averaged_part(self, params: Any) -> Any:
+        """What of `params` a moving average is kept of, where that lies."""
+        return jax.device_put(self.plan.trained.select(params), self.plan.shardings.ema)
 
     def train(self) -> None:
         """Until `num_steps` are done. Raises `Interrupted` or `DivergedError`; the run directory stays resumable."""
@@ -184,7 +190,7 @@ class Trainer:
             pending.append((self.next_step, metrics, None if is_new else flops[shapes]))
             read(until=lag)
             signalled = self._signal  # a later signal ends the run after the next step, which is then saved
-            save = self.next_step % experiment.checkpoint.every == 0 or signalled is not None
+            save = self._is_scheduled() or signalled is not None
             if self._is_evaluation_due() or save:
                 read(until=0)
                 with clock.stopped():
@@ -223,6 +229,10 @@ class Trainer:
         self.metrics.write(step, values | {"elapsed_seconds": clock.elapsed})
         self.display.update(step, values)
 
+    def _is_scheduled(self) -> bool:
+        """Whether a checkpoint of this step is one that every run of the experiment has, however it went."""
+        return self.next_step % self.experiment.checkpoint.every == 0 or self.next_step == self.experiment.num_steps
+
     def _is_evaluation_due(self) -> bool:
         return self.next_step == self.experiment.num_steps or self.next_step % self.experiment.evaluation.every == 0
 
@@ -235,7 +245,7 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float] | None:
         """Run all evaluators on the averaged parameters where there are any; the validation measures, if taken."""
-        params = self.state.params if self.state.ema is None else self.state.ema
+        params = self.plan.averaged(self.state)
         if isinstance(self.experiment.tuning, LoRA):
             params = jax.jit(lora.merge, static_argnums=1)(params, self.experiment.tuning)
         results = {name: evaluator(params) for name, evaluator in self.evaluators.items()}
@@ -286,8 +296,13 @@ class Trainer:
             (folder / "config.json").write_text(self.experiment.model_dump_json(indent=2), "utf-8")
             self.corpus.tokenizer.save(folder / "tokenizer")
 
-        data = self.batches.get_state()
-        self.checkpoints.save(self.state, data=data, validation=validation, write_extras=write_extras)
+        self.checkpoints.save(
+            _with_whole_average(self.state, self.plan.averaged(self.state)),
+            data=self.batches.get_state(),
+            validation=validation,
+            write_extras=write_extras,
+            is_scheduled=self._is_scheduled(),
+        )
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         """First: save after the current step and end. Second: end now, nothing more is written."""
@@ -295,6 +310,11 @@ class Trainer:
             os._exit(128 + number)
         self._signal = number
         self.display.say(f"{signal.Signals(number).name}: saving after this step; again to stop at once")
+
+
+def _with_whole_average(state: TrainState, average: Any) -> TrainState:
+    """As a checkpoint has it: the moving average, where one is kept, has what is not trained, too."""
+    return state if state.ema is None else state.replace(ema=average)
 
 
 class _Clock:

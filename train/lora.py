@@ -18,7 +18,7 @@ from jaxtyping import Array
 from model import tree
 from train import config as cfg
 from train.config import UserError
-from train.optimizer import kernel_dims
+from train.optimizer import kernel_dims, matching
 
 PREFIX = "lora/"
 
@@ -29,13 +29,9 @@ def add_factors(boxed: dict[str, Any], config: cfg.LoRA, key: Array) -> dict[str
     `a` is N(0, 1 / inputs), so that a x has the scale of x; `b` is 0 (section 4.1). Raises UserError when a target
     matches nothing, or something that is no kernel.
     """
-    try:
-        chosen = tree.named_leaves(tree.matches(tree.unbox(boxed), config.targets))
-    except ValueError as error:
-        raise UserError(f"tuning.targets: {error}") from error
-    boxes = {tree.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=tree.is_box)}
+    boxes = tree.named_leaves(boxed, is_leaf=tree.is_box)
     factors: dict[str, Any] = {}
-    for number, name in enumerate(name for name, is_chosen in chosen.items() if is_chosen):
+    for number, name in enumerate(matching(boxed, "tuning.targets", config.targets)):
         if not name.endswith("/kernel"):
             raise UserError(f"tuning.targets: {name} is no kernel, so it cannot have a low-rank addition")
         names, (shape, dtype) = boxes[name].names, (boxes[name].value.shape, boxes[name].value.dtype)

@@ -43,17 +43,14 @@ def make_optimizer(optimizer: cfg.Optimizer, num_steps: int, boxed, trained=None
     """Clipping and the optimizer, for parameters in boxes (abstract is enough) that name their dims.
 
     `trained`: the part of `boxed` that is optimized; all of it by default.
-    Raises `UserError` when a `no_decay` pattern matches no parameter.
+    Raises `UserError` for a `no_decay` pattern as `matching` does.
     """
     rate = learning_rate(optimizer, num_steps)
     trained = boxed if trained is None else trained
     decays = None
     if isinstance(optimizer, cfg.Decayed):
-        try:
-            exempt = tree.named_leaves(tree.matches(tree.unbox(boxed), optimizer.no_decay))
-        except ValueError as error:
-            raise UserError(f"optimizer.no_decay: {error}") from error
-        decays = _by_name(lambda name, _: not exempt[name], tree.unbox(trained))
+        exempt = matching(boxed, "optimizer.no_decay", optimizer.no_decay)
+        decays = _by_name(lambda name, _: name not in exempt, tree.unbox(trained))
     match optimizer:
         case cfg.SGD():
             core = optax.sgd(rate, momentum=optimizer.momentum or None, nesterov=optimizer.nesterov)
@@ -92,6 +89,18 @@ def make_optimizer(optimizer: cfg.Optimizer, num_steps: int, boxed, trained=None
     factors = layer_factors(optimizer.layer_decay, boxed, trained)
     scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * jnp.asarray(f, u.dtype), updates, factors))
     return optax.chain(clip, core, scale)
+
+
+def matching(boxed: Any, field: str, patterns: Sequence[str]) -> list[str]:
+    """Names of the parameters that any of the patterns of the config's `field` matches as a whole.
+
+    Raises UserError for a pattern that matches nothing or is not a regular expression.
+    """
+    try:
+        chosen = tree.named_leaves(tree.matches(tree.unbox(boxed), patterns))
+    except ValueError as error:
+        raise UserError(f"{field}: {error}") from error
+    return [name for name, is_chosen in chosen.items() if is_chosen]
 
 
 def layer_factors(decay: float, boxed: Any, trained: Any) -> Any:

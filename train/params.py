@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from data import tokenizer as tokenizers
 from model import tree
 from train import lora
 from train.checkpoint import DamagedError, list_steps, restore_group, verified_manifest
@@ -51,6 +52,13 @@ def restore_common(folder: Path, params: Any, shardings: Any) -> tuple[Any, list
         return merged, [key for key in mine if key not in common], unused
 
     return next(_verified(folder, list_steps(folder)[::-1], restore))
+
+
+def restore_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """That of the newest checkpoint in `folder` that verifies."""
+    return next(
+        _verified(folder, list_steps(folder)[::-1], lambda step, _: tokenizers.load(folder / str(step) / "tokenizer"))
+    )
 
 
 def _is_new(name: str, shape: tuple[int, ...], saved_shape: list[int]) -> bool:

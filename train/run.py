@@ -63,8 +63,9 @@ def load_run(run: str | Path, step: int | str = "latest") -> Run:
     """Open a run directory on one device, whatever mesh wrote it.
 
     `step`: a number, "latest", "best" (by the run's evaluation.metric, among the checkpoints kept), or "average:N",
-    the mean of the parameters of the newest N. Files and arrays are checked against their digests; with "latest" and
-    averages, a damaged checkpoint is passed over with a warning. What LoRA added is merged into the parameters.
+    the mean of the parameters of the newest N that were scheduled, not saved on a signal or as the best. Files and
+    arrays are checked against their digests; with "latest" and averages, a damaged checkpoint is passed over with a
+    warning. What LoRA added is merged into the parameters.
     Raises `UserError` when the folder is no run or has no such checkpoint.
 
         run = load_run("runs/quickstart")
@@ -100,6 +101,7 @@ def _candidates(folder: Path, step: int | str, metric: str) -> tuple[list[int], 
             )
         return [scored[0][1]], 1
     if isinstance(step, str) and (average := re.fullmatch(r"average:([1-9]\d*)", step)):
+        steps = checkpoint.scheduled_steps(folder)
         if (count := int(average[1])) > len(steps):
             raise UserError(f"{folder} has {len(steps)} checkpoint(s) to average, not {count}: {steps}")
         return steps[::-1], count

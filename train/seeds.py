@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.storage import write_atomically
-from train.config import Experiment, UserError
+from train.config import Experiment, UserError, changed_fields
 
 Scores = dict[str, dict[str, float]]
 """Split → score → value."""
@@ -18,6 +18,7 @@ Scores = dict[str, dict[str, float]]
 
 def take_seeds(argv: list[str]) -> tuple[list[str], int | None]:
     """The command line without `--seeds N`, and N."""
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--seeds=") else [word])]
     if "--seeds" not in argv:
         return argv, None
     place = argv.index("--seeds")
@@ -33,6 +34,8 @@ def run_seeds(experiment: Experiment, count: int, run: Callable[[Experiment], in
     RUN/seeds.json has the scores of the seeds that are finished, which are not run again. The first seed that fails
     is named and gives the exit code; the same command continues.
     """
+    if experiment.evaluation.average is not None and not experiment.is_task:
+        raise UserError("--seeds: evaluation.average is scored for tasks alone; leave one of the two out")
     directory = Path(experiment.directory)
     finished = _read(directory, experiment)
     seeds = range(experiment.seed, experiment.seed + count)
@@ -48,22 +51,30 @@ def run_seeds(experiment: Experiment, count: int, run: Callable[[Experiment], in
         if code:
             print(f"error: seed {seed} ended with exit code {code}; the same command continues", file=sys.stderr)
             return code
-        finished[str(seed)] = final_scores(Path(own.directory))
+        finished[str(seed)] = final_scores(own)
         _write(directory, experiment, finished)
     print(table(summary([finished[str(seed)] for seed in seeds])), flush=True)
     return 0
 
 
-def final_scores(run: Path) -> Scores:
-    """The scores that a run has just ended with; of a run that is no task's, its last validation measures."""
+def final_scores(experiment: Experiment) -> Scores:
+    """The scores that a run has just ended with.
+
+    Of a run that is no task's, its last validation measures, or those of the best checkpoint where that is final.
+    """
+    from train.checkpoint import read_manifest, scored_steps
     from train.metrics import read_metrics
 
+    run, evaluation = Path(experiment.directory), experiment.evaluation
     found: dict[str, Path] = {}
     for path in sorted(run.glob("evaluation/*/scores.json"), key=lambda path: path.stat().st_mtime):
         found[json.loads(path.read_text("utf-8"))["split"]] = path
     if found:
         files = {split: json.loads(path.read_text("utf-8"))["scores"] for split, path in found.items()}
         return {split: {score["name"]: score["value"] for score in scores} for split, scores in files.items()}
+    if evaluation.final == "best":
+        _, best = scored_steps(run / "checkpoints", evaluation.metric)[0]
+        return {"validation": read_manifest(run / "checkpoints", best)["validation"]}
     measured = [line["validation"] for line in read_metrics(run) if "validation" in line]
     return {"validation": measured[-1]} if measured else {}
 
@@ -71,17 +82,16 @@ def final_scores(run: Path) -> Scores:
 def summary(runs: list[Scores]) -> dict[str, dict[str, dict[str, Any]]]:
     """Split → score → mean, standard_deviation (of the sample, n - 1) and the values in order.
 
-    Of scores that every run has; one that is undefined in a run has no mean.
+    Of every score that some run has; one that another lacks, or where it is undefined, has no mean.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for split, scores in runs[0].items():
-        for name in scores:
-            values = [run.get(split, {}).get(name) for run in runs]
-            spread = dict(mean=None, standard_deviation=None)
-            if None not in values:
-                spread["mean"] = statistics.fmean(values)
-                spread["standard_deviation"] = statistics.stdev(values) if len(values) > 1 else None
-            found.setdefault(split, {})[name] = spread | {"values": values}
+    for split, name in dict.fromkeys((part, name) for run in runs for part, scores in run.items() for name in scores):
+        values = [run.get(split, {}).get(name) for run in runs]
+        spread = dict(mean=None, standard_deviation=None)
+        if None not in values:
+            spread["mean"] = statistics.fmean(values)
+            spread["standard_deviation"] = statistics.stdev(values) if len(values) > 1 else None
+        found.setdefault(split, {})[name] = spread | {"values": values}
     return found
 
 
@@ -101,17 +111,21 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     return "\n".join(map(str.rstrip, lines))
 
 
-def _config(experiment: Experiment) -> dict[str, Any]:
-    return experiment.model_dump(mode="json", exclude={"seed", "run_dir"})
-
-
 def _read(directory: Path, experiment: Experiment) -> dict[str, Scores]:
-    """Seed → scores of the finished runs of this very experiment."""
+    """Seed → scores of the finished runs of this experiment, evaluated as it is."""
     path = directory / "seeds.json"
-    stored = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return stored["seeds"] if stored.get("config") == _config(experiment) else {}
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+        config = Experiment.model_validate(stored["config"] | {"seed": experiment.seed})
+        is_same = not changed_fields(config, experiment) and config.evaluation == experiment.evaluation
+        return dict(stored["seeds"]) if is_same else {}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged; delete it, and the same command scores the seeds again") from error
 
 
 def _write(directory: Path, experiment: Experiment, finished: dict[str, Scores]) -> None:
-    stored = {"config": _config(experiment), "seeds": finished, "summary": summary(list(finished.values()))}
+    config = experiment.model_dump(mode="json", exclude={"seed", "run_dir"})
+    stored = {"config": config, "seeds": finished, "summary": summary(list(finished.values()))}
     write_atomically(directory / "seeds.json", json.dumps(stored, indent=1).encode())

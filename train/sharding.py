@@ -78,7 +78,7 @@ def state_shardings(state: Any, params: Any, specs: Any, mesh: jax.sharding.Mesh
     factored moments) is copied to every device.
     """
     shapes = {name: leaf.shape for name, leaf in tree.named_leaves(params).items()}
-    by_name = {tree.path_name(p): s for p, s in jax.tree_util.tree_leaves_with_path(specs, is_leaf=_is_spec)}
+    by_name = tree.named_leaves(specs, is_leaf=_is_spec)
 
     def place(path, leaf) -> NamedSharding:
         for start in range(len(path)):

@@ -32,7 +32,7 @@ class TrainState:
     params: Any
     """Of the model, trained or not, and with LoRA also its factors; `lora.merge` gives the model's own."""
     ema: Any
-    """Moving average of `params`, or None when the experiment keeps none."""
+    """Moving average of the trained parameters alone, or None when the experiment keeps none."""
     opt_state: Any
     """Of the trained parameters alone."""
     skipped_steps: Int[Array, ""]
@@ -55,6 +55,10 @@ class StatePlan:
     init_state: Callable[[], TrainState]
     """Computes a new state in place, each device making its own part: no parameter is ever whole on one device."""
 
+    def averaged(self, state: TrainState) -> Any:
+        """The parameters that are evaluated: with the moving averages where they are kept."""
+        return state.params if state.ema is None else self.trained.insert(state.params, state.ema)
+
 
 def plan_state(model: nn.Module, experiment: Experiment, mesh: jax.sharding.Mesh) -> StatePlan:
     """Trace initialization abstractly and place every array by rule. The random bits do not depend on the mesh."""
@@ -62,19 +66,23 @@ def plan_state(model: nn.Module, experiment: Experiment, mesh: jax.sharding.Mesh
     boxed = jax.eval_shape(partial(initialize_all, model, experiment.tuning), key)
     specs, notes = sharding.parameter_specs(boxed, mesh, experiment.mesh.rules)
     trained = trained_parameters(experiment.tuning, boxed)
-    optimizer = make_optimizer(experiment.optimizer, experiment.num_steps, boxed, trained.select_boxes(boxed))
+    boxes = trained.select_boxes(boxed)
+    optimizer = make_optimizer(experiment.optimizer, experiment.num_steps, boxed, boxes)
 
     def init(key) -> TrainState:
         params = tree.unbox(initialize_all(model, experiment.tuning, key))
         zero = jnp.int32(0)
-        ema = jax.tree.map(jnp.copy, params) if experiment.ema_decay else None
-        return TrainState(zero, params, ema, optimizer.init(trained.select(params)), zero, zero)
+        chosen = trained.select(params)
+        ema = jax.tree.map(jnp.copy, chosen) if experiment.ema_decay else None
+        return TrainState(zero, params, ema, optimizer.init(chosen), zero, zero)
 
     abstract = jax.eval_shape(init, key)
     shardings = sharding.state_shardings(abstract, abstract.params, specs, mesh)
-    chosen = jax.eval_shape(trained.select, abstract.params)
-    moments = sharding.state_shardings(abstract.opt_state, chosen, specs, mesh)
-    shardings = shardings.replace(opt_state=moments)
+    # Of stacked layers only some may be trained, and those may not be divisible where all of them are.
+    specs, _ = sharding.parameter_specs(boxes, mesh, experiment.mesh.rules)
+    parts = (abstract.ema, abstract.opt_state)
+    ema, moments = sharding.state_shardings(parts, tree.unbox(boxes), specs, mesh)
+    shardings = shardings.replace(ema=ema, opt_state=moments)
     init_state = lambda: jax.jit(init, out_shardings=shardings)(key)  # noqa: E731
     return StatePlan(abstract, shardings, trained, optimizer, notes, init_state)
 
@@ -98,7 +106,7 @@ def train_step(
     factors = coefficients(experiment)
     weights = term_weights(experiment, batch)
     scales = {name: 1.0 / jnp.where(weight > 0.0, weight, 1.0) for name, weight in weights.items()}
-    trained, average = plan.trained.select(state.params), plan.trained.select(state.ema)
+    trained = plan.trained.select(state.params)
 
     def loss_fn(trained, part: Batch, part_index):
         params = lora.merge(plan.trained.insert(state.params, trained), experiment.tuning)
@@ -112,19 +120,19 @@ def train_step(
     updates, opt_state = plan.optimizer.update(grads, state.opt_state, trained)
     new = optax.apply_updates(trained, updates)
     decay = experiment.ema_decay
-    new_average = jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), average, new) if decay else None
+    new_average = jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), state.ema, new) if decay else None
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
     # Select, never multiply: 0 * NaN is NaN.
     new, new_average, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (new, new_average, opt_state),
-        (trained, average, state.opt_state),
+        (trained, state.ema, state.opt_state),
     )
     skipped = 1 - finite.astype(jnp.int32)
     new_state = TrainState(
         state.next_step + 1,
         plan.trained.insert(state.params, new),
-        plan.trained.insert(state.ema, new_average),
+        new_average,
         opt_state,
         state.skipped_steps + skipped,
         (state.nonfinite_streak + 1) * skipped,

@@ -20,7 +20,7 @@ from model import tree
 from model.transformer import initialize
 from train import config as cfg
 from train import lora
-from train.config import UserError
+from train.optimizer import matching
 
 
 def initialize_all(model: nn.Module, tuning: cfg.Tuning, key: Array) -> dict[str, Any]:
@@ -31,23 +31,19 @@ def initialize_all(model: nn.Module, tuning: cfg.Tuning, key: Array) -> dict[str
 
 @dataclass(frozen=True)
 class Trained:
-    """The trained part of a parameter tree. None, the average of a run that keeps none, stays None."""
+    """The trained part of a parameter tree."""
 
     first_layer: Mapping[str, int]
     """Trained parameter → the first of its stacked layers that is trained; 0: all of it."""
 
-    def select(self, params: dict[str, Any] | None) -> dict[str, Any] | None:
+    def select(self, params: dict[str, Any]) -> dict[str, Any]:
         """The trained parameters, of stacked layers only those that are trained, as a tree of the same names."""
-        if params is None:
-            return None
         leaves = tree.named_leaves(params)
         chosen = {name: leaves[name][first:] if first else leaves[name] for name, first in self.first_layer.items()}
         return flax.traverse_util.unflatten_dict(chosen, sep="/")
 
-    def insert(self, params: dict[str, Any] | None, trained: dict[str, Any] | None) -> dict[str, Any] | None:
+    def insert(self, params: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
         """`params` with the trained ones replaced by `trained`, a tree as `select` gives it."""
-        if params is None:
-            return None
         leaves, new = tree.named_leaves(params), tree.named_leaves(trained)
         for name, first in self.first_layer.items():
             leaves[name] = jnp.concatenate([leaves[name][:first], new[name]]) if first else new[name]
@@ -55,7 +51,7 @@ class Trained:
 
     def select_boxes(self, boxed: Any) -> dict[str, Any]:
         """`select` for abstract parameters in boxes."""
-        boxes = {tree.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=tree.is_box)}
+        boxes = tree.named_leaves(boxed, is_leaf=tree.is_box)
         shapes = tree.named_leaves(jax.eval_shape(self.select, tree.unbox(boxed)))
         chosen = {name: boxes[name].replace_boxed(shape) for name, shape in shapes.items()}
         return flax.traverse_util.unflatten_dict(chosen, sep="/")
@@ -64,26 +60,18 @@ class Trained:
 def trained_parameters(tuning: cfg.Tuning, boxed: Any) -> Trained:
     """What `tuning` trains of a tree from `initialize_all` (abstract is enough).
 
-    Raises UserError when a pattern matches no parameter.
+    Raises UserError for a pattern as `matching` does.
     """
     shapes = {name: leaf.shape for name, leaf in tree.named_leaves(tree.unbox(boxed)).items()}
     match tuning:
         case cfg.Full():
             first = dict.fromkeys(shapes, 0)
         case cfg.Frozen():
-            first = dict.fromkeys(_matching(boxed, "tuning.train", tuning.train), 0)
+            first = dict.fromkeys(matching(boxed, "tuning.train", tuning.train), 0)
         case cfg.LastLayers():
             first = {name: shape[0] - tuning.count for name, shape in shapes.items() if "/layers/" in name}
             first |= {name: 0 for name in shapes if re.match(r"heads?/|\w+/final_norm/", name)}
         case cfg.LoRA():
             first = {name: 0 for name in shapes if name.startswith((lora.PREFIX, "heads/"))}
-            first |= dict.fromkeys(_matching(boxed, "tuning.also_train", tuning.also_train), 0)
+            first |= dict.fromkeys(matching(boxed, "tuning.also_train", tuning.also_train), 0)
     return Trained(first)
-
-
-def _matching(boxed: Any, field: str, patterns: tuple[str, ...]) -> list[str]:
-    try:
-        chosen = tree.named_leaves(tree.matches(tree.unbox(boxed), patterns))
-    except ValueError as error:
-        raise UserError(f"{field}: {error}") from error
-    return [name for name, is_chosen in chosen.items() if is_chosen]

@@ -14,7 +14,7 @@ from data.tokenizer import ByteTokenizer
 from model.transformer import Decoder
 from train import config as cfg
 from train import load_run
-from train.checkpoint import Checkpoints, read_manifest, write_manifest
+from train.checkpoint import Checkpoints, read_manifest, scheduled_steps, write_manifest
 from train.config import UserError
 from train.sharding import make_mesh
 from train.step import plan_state
@@ -43,10 +43,10 @@ def _shift(state, step):
     return changed.replace(next_step=state.next_step + step)
 
 
-def _save(checkpoints, state, loss=None):
+def _save(checkpoints, state, loss=None, **options):
     validation = None if loss is None else {"loss": loss}
     checkpoints.save(
-        state, data={}, validation=validation, write_extras=lambda f: ByteTokenizer().save(f / "tokenizer")
+        state, data={}, validation=validation, write_extras=lambda f: ByteTokenizer().save(f / "tokenizer"), **options
     )
 
 
@@ -151,14 +151,26 @@ def test_no_checkpoint_at_all_is_a_new_run(tmp_path, made):
     assert restore(tmp_path, shardings, states) is None
 
 
-def test_newest_and_best_are_kept(tmp_path, made):
+def test_newest_and_best_are_kept_and_others_push_no_scheduled_one_out(tmp_path, made):
     _, states, _ = made
     checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=1, verify=True)
-    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 1.5)):
-        _save(checkpoints, _shift(states[10], step - 10), loss)
+    for step, loss, why in (
+        (1, 3.0, True),
+        (2, 1.0, False),
+        (3, 2.0, True),
+        (4, None, True),
+        (5, 4.0, False),
+        (6, 1.5, False),
+    ):
+        _save(checkpoints, _shift(states[10], step - 10), loss, is_scheduled=why)
     checkpoints.wait()
-    assert checkpoints.steps() == [2, 4, 5]
+    assert checkpoints.steps() == [2, 3, 4, 6]
     assert checkpoints.best() == (1.0, 2)
+    assert scheduled_steps(tmp_path) == [3, 4]
+    older = read_manifest(tmp_path, 6)
+    del older["scheduled"]
+    write_manifest(tmp_path / "6", older)
+    assert scheduled_steps(tmp_path) == [3, 4, 6]
 
 
 def test_steps_are_ordered_by_number_not_by_time(run):

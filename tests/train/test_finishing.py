@@ -18,12 +18,12 @@ from experiments import start_from
 from model import tree
 from model.config import TransformerConfig
 from train import config as cfg
-from train import load_run, loop
+from train import load_run, loop, params
 from train.checkpoint import Checkpoints, list_steps, read_manifest
 from train.config import UserError
 from train.metrics import evaluations_since_best, read_metrics
 from train.objective import make_model
-from train.params import restore_common
+from train.params import restore_common, restore_tokenizer
 from train.run import RunDirectory
 from train.seeds import final_scores, run_seeds, summary, take_seeds
 from train.sharding import make_mesh
@@ -74,6 +74,16 @@ def train(experiment, evaluate=None, logged=lambda trainer, step: None):
         directory.close()
 
 
+def stop_after(logged):
+    """For `train`: a signal when the log of this step is written, which is two steps later or at an evaluation."""
+
+    def stop(trainer, step):
+        if step == logged:
+            trainer._signal = signal.SIGTERM
+
+    return stop
+
+
 def digests(run, step):
     return read_manifest(run / "checkpoints", step)["arrays"]
 
@@ -87,7 +97,7 @@ def straight(tmp_path_factory):
 
 
 def test_a_run_ends_when_patience_does_and_the_best_checkpoint_is_kept(straight):
-    assert list_steps(straight / "checkpoints") == [4, 8, 16]  # 4 and 8 when they were the best, 16 at the end
+    assert list_steps(straight / "checkpoints") == [8, 16]  # 4 no longer, as it was only the best
     assert [line["step"] for line in read_metrics(straight) if "loss" in line] == list(range(1, 17))
     assert load_run(straight).step == 16 and load_run(straight, "best").step == 8
     assert read_manifest(straight / "checkpoints", 8)["validation"] == {"loss": 1.0, "accuracy": 0.7}
@@ -113,20 +123,15 @@ def test_killed_between_evaluations_it_ends_as_if_it_had_not_been(straight, tmp_
 
     with pytest.raises(KeyboardInterrupt):
         train(experiment(run), logged=die)
-    assert list_steps(run / "checkpoints") == [4, 8]
+    assert list_steps(run / "checkpoints") == [8]
     train(experiment(run))
-    assert list_steps(run / "checkpoints") == [4, 8, 16] and digests(run, 16) == digests(straight, 16)
+    assert list_steps(run / "checkpoints") == [8, 16] and digests(run, 16) == digests(straight, 16)
 
 
 def test_a_signal_before_an_evaluation_only_postpones_it(straight, tmp_path):
     run = tmp_path / "run"
-
-    def stop(trainer, step):
-        if step == 10:  # is read while step 12 is computed
-            trainer._signal = signal.SIGTERM
-
     with pytest.raises(loop.Interrupted):
-        train(experiment(run), logged=stop)
+        train(experiment(run), logged=stop_after(10))
     assert read_manifest(run / "checkpoints", 12)["validation"] is None
     train(experiment(run))
     evaluated = [(line["step"], line["validation"]) for line in read_metrics(run) if "validation" in line]
@@ -180,6 +185,40 @@ def test_a_final_checkpoint_that_would_not_be_there_is_refused(evaluation, check
 # Means of checkpoints
 
 
+def to_the_end(run):
+    """All 24 steps, of which 8, 16 and 24 are scheduled and 20 is the best; averages of one of two layers."""
+    return experiment(
+        run,
+        model=experiment(run).model.model_copy(update=dict(num_layers=2)),
+        tuning=cfg.LastLayers(count=1),
+        evaluation=cfg.Evaluation(every=4, metric="accuracy", average=3, sample_tokens=0),
+        ema_decay=0.5,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    train(to_the_end(run))
+    return run
+
+
+def test_a_mean_depends_neither_on_interruptions_nor_on_which_were_the_best(whole, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(loop.Interrupted):
+        train(to_the_end(run), logged=stop_after(19))
+    assert list_steps(run / "checkpoints") == [8, 16, 20, 21] and load_run(run).step == 21
+    train(to_the_end(run))
+    assert list_steps(run / "checkpoints") == list_steps(whole / "checkpoints") == [8, 16, 20, 24]
+    for step in (8, 16, 20, 24):
+        assert digests(run, step) == digests(whole, step)
+    found, expected = (load_run(which, "average:3").params for which in (run, whole))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    steps = [load_run(whole, step).params for step in (24, 16, 8)]
+    mean = jax.tree.map(lambda *x: np.mean(np.array(x, np.float64), axis=0), *steps)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), found, mean)
+
+
 def test_an_average_is_the_mean_of_the_newest_checkpoints_merged(straight):
     def params(step):
         return jax.tree.map(lambda x: np.array(x, np.float64), load_run(straight, step).params)
@@ -189,16 +228,16 @@ def test_an_average_is_the_mean_of_the_newest_checkpoints_merged(straight):
     expected = jax.tree.map(lambda a, b: (a + b) / 2, params(16), params(8))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), found.params, expected)
     assert "lora" not in found.params
-    with pytest.raises(UserError, match=r"has 3 checkpoint\(s\) to average, not 4"):
-        load_run(straight, "average:4")
+    with pytest.raises(UserError, match=r"has 2 checkpoint\(s\) to average, not 3: \[8, 16\]"):
+        load_run(straight, "average:3")
 
 
-def test_a_damaged_checkpoint_is_not_averaged(straight, tmp_path, capsys):
-    run = shutil.copytree(straight, tmp_path / "run")
-    (run / "checkpoints" / "8" / "config.json").write_text("{}")
-    expected = jax.tree.map(lambda a, b: (a + b) / 2, load_run(run, 16).params, load_run(run, 4).params)
+def test_a_damaged_checkpoint_is_not_averaged(whole, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "checkpoints" / "16" / "config.json").write_text("{}")
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, load_run(run, 24).params, load_run(run, 8).params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), load_run(run, "average:2").params, expected)
-    assert "checkpoint 8 does not verify" in capsys.readouterr().err
+    assert "checkpoint 16 does not verify" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"has 2 checkpoint\(s\) to average, not 3"):
         load_run(run, "average:3")
 
@@ -222,9 +261,18 @@ def test_a_run_starts_from_the_merged_parameters_of_another(straight, tmp_path):
     for tuning in (cfg.Full(), cfg.LoRA(rank=4)):
         run = tmp_path / tuning.kind
         changes = dict(tuning=tuning, init_from=str(straight), num_steps=1, evaluation=cfg.Evaluation(every=4))
+        changes |= dict(ema_decay=0.5)
         chosen = experiment(run, **changes, optimizer=cfg.SGD(peak_learning_rate=1e-30))
         train(chosen, evaluate=lambda params: {"loss": 1.0})
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-20), load_run(run).params, merged)
+
+
+def test_a_tokenizer_is_read_without_the_model(straight, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(straight, tmp_path / "run")
+    (run / "checkpoints" / "16" / "config.json").write_text("{}")
+    monkeypatch.setattr(params, "restore_group", None)
+    assert restore_tokenizer(run / "checkpoints").vocab_size == 260
+    assert "checkpoint 16 does not verify" in capsys.readouterr().err
 
 
 def test_a_head_of_another_size_is_new_and_said_to_be(tmp_path, capsys):
@@ -250,9 +298,7 @@ def test_a_head_of_another_size_is_new_and_said_to_be(tmp_path, capsys):
     np.testing.assert_array_equal(params["heads"]["pooler"]["kernel"], old.params["heads"]["pooler"]["kernel"])
     changed = start_from(str(run), heads=("sequence",), num_labels=7)
     assert (changed.heads, changed.num_labels, changed.pooler) == (("sequence",), 7, "tanh")
-    with pytest.raises(
-        UserError, match=r"no run runs/some-bert .*: python -m model.pretrained import some-bert runs/s"
-    ):
+    with pytest.raises(UserError, match=r"no run runs/some-bert .*: python -m model.pretrained import FOLDER runs/s"):
         start_from("runs/some-bert")
 
 
@@ -290,10 +336,13 @@ def test_seeds_are_run_once_and_summed_up(tmp_path, capsys):
     assert stored["pearson"]["mean"] is None
     assert "test   accuracy  0.4000     0.1000     0.3000  0.4000  0.5000\n" in capsys.readouterr().out
     run, asked = fake_run()
-    other = chosen.model_copy(update=dict(num_steps=41))
-    with pytest.raises(FileExistsError):  # another experiment: nothing is taken for finished
-        run_seeds(other, 3, run)
-    assert asked == [3]
+    watched = chosen.model_copy(update=dict(log_every=7, checkpoint=cfg.Checkpointing(keep_last=5)))
+    assert run_seeds(watched, 3, run) == 0 and asked == []  # it would come out the same
+    for changes in (dict(num_steps=41), dict(evaluation=cfg.Evaluation(every=5))):
+        run, asked = fake_run()
+        with pytest.raises(FileExistsError):  # another experiment: nothing is taken for finished
+            run_seeds(chosen.model_copy(update=changes), 3, run)
+        assert asked == [3]
 
 
 def test_the_spread_is_that_of_a_sample():
@@ -303,14 +352,35 @@ def test_the_spread_is_that_of_a_sample():
     )
 
 
-def test_a_run_without_scores_has_its_last_measures(straight):
-    assert final_scores(straight) == {"validation": {"loss": 1.0, "accuracy": 0.7}}
+def test_scores_that_only_later_runs_have_are_listed_too():
+    found = summary([{"test": {"f1": 0.5}}, {"validation": {"f1": 0.2}, "test": {"f1": 0.7, "recall": 0.4}}])
+    assert {split: list(scores) for split, scores in found.items()} == {"test": ["f1", "recall"], "validation": ["f1"]}
+    assert found["test"]["f1"]["mean"] == pytest.approx(0.6)
+    assert found["test"]["recall"] == {"mean": None, "standard_deviation": None, "values": [None, 0.4]}
+
+
+def test_a_damaged_list_of_seeds_is_named(tmp_path):
+    for text in ('{"config": ', "[]", "{}"):
+        (tmp_path / "seeds.json").write_text(text)
+        with pytest.raises(UserError, match=r"seeds.json is damaged; delete it"):
+            run_seeds(tiny.experiment(run_dir=str(tmp_path)), 2, fake_run()[0])
+
+
+def test_a_run_without_scores_has_the_measures_of_its_final_checkpoint(whole):
+    last = to_the_end(whole)
+    best = last.model_copy(update=dict(evaluation=cfg.Evaluation(final="best", metric="accuracy")))
+    seen = [line["validation"] for line in read_metrics(whole) if "validation" in line]
+    assert final_scores(last) == {"validation": seen[-1]}
+    assert final_scores(best) == {"validation": read_manifest(whole / "checkpoints", 20)["validation"]}
+    with pytest.raises(UserError, match="--seeds: evaluation.average is scored for tasks alone"):
+        run_seeds(last, 2, fake_run()[0])
 
 
 def test_seeds_on_the_command_line():
     assert take_seeds(["x", "--seeds", "5", "--num-steps", "3"]) == (["x", "--num-steps", "3"], 5)
+    assert take_seeds(["x", "--seeds=5", "--name=y"]) == (["x", "--name=y"], 5)
     assert take_seeds(["x"]) == (["x"], None)
-    for wrong in (["x", "--seeds"], ["x", "--seeds", "one"], ["x", "--seeds", "1"]):
+    for wrong in (["x", "--seeds"], ["x", "--seeds="], ["x", "--seeds", "one"], ["x", "--seeds", "1"]):
         with pytest.raises(UserError, match="--seeds: expected a number of seeds, at least 2"):
             take_seeds(wrong)
 

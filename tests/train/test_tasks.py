@@ -103,9 +103,13 @@ def train(name, steps, **changes):
     return found, term_measures(jax.tree.map(float, terms), coefficients(chosen))
 
 
-@pytest.fixture(scope="module")
-def on_one_device(tmp_path_factory):
+@pytest.fixture(scope="module", autouse=True)
+def _text(tmp_path_factory):
     tiny.write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
     return {name: train(name, 60) for name in TASKS}
 
 
@@ -208,3 +212,19 @@ def test_a_task_and_a_model_that_do_not_fit_are_refused():
     wrong = experiment("tagging", model=experiment("tagging").model.model_copy(update=dict(heads=("lm", "sequence"))))
     with pytest.raises(UserError, match=r"objective.kind=tagging trains \['tokens'\], the model has \['lm', 'seque"):
         check_heads(wrong)
+
+
+@pytest.mark.parametrize(
+    "name, decoding, sentence",
+    [
+        ("regression", dict(beam_size=4), "decoding is for objective.kind=text_to_text alone"),
+        ("dialogue", dict(min_new_tokens=1), "decoding is for objective.kind=text_to_text alone"),
+        ("text_to_text", dict(coverage_penalty=0.2), "coverage_penalty is of beam search; it needs a beam_size"),
+        ("text_to_text by a decoder", dict(beam_size=4, coverage_penalty=0.2), "needs model.stack=encoder_decoder"),
+        ("text_to_text", dict(min_new_tokens=9, max_new_tokens=8), "min_new_tokens=9 is more than the 8 tokens"),
+        ("text_to_text", dict(min_new_tokens=17), "min_new_tokens=17 is more than the 16 tokens"),
+    ],
+)
+def test_a_decoding_that_nothing_could_do_is_refused_before_training(name, decoding, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        experiment(name, evaluation=cfg.Evaluation(decoding=cfg.Decoding(**decoding)))

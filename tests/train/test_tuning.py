@@ -51,25 +51,30 @@ def leaves(params):
     return {name: np.array(x) for name, x in tree.named_leaves(params).items()}
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
 @pytest.mark.parametrize(
     "tuning, is_trained",
     [
         (cfg.Full(), lambda name: True),
-        (cfg.Frozen(train=("head/.*", ".*/query/bias")), lambda n: n.startswith("head/") or n.endswith("query/bias")),
+        (
+            cfg.Frozen(train=(".*final_norm/.*", ".*/query/bias")),
+            lambda n: "final_norm" in n or n.endswith("query/bias"),
+        ),
         (cfg.LastLayers(count=2), lambda n: n.startswith("head/") or "/layers/" in n or "/final_norm/" in n),
         (LORA.model_copy(update=dict(also_train=(".*norm/.*",))), lambda n: n.startswith("lora/") or "norm/" in n),
     ],
     ids=lambda x: getattr(x, "kind", ""),
 )
-def test_what_is_frozen_stays_bit_for_bit(tuning, is_trained):
-    """Also under weight decay and averaging, and there are moments of nothing else."""
-    _, plan, step = setup(tuning, ema_decay=0.9, optimizer=cfg.AdamW(peak_learning_rate=0.01, weight_decay=1.0))
+def test_what_is_frozen_stays_bit_for_bit(tuning, is_trained, tied):
+    """Also under weight decay and averaging, and there are moments and averages of nothing else."""
+    changes = dict(ema_decay=0.9, optimizer=cfg.AdamW(peak_learning_rate=0.01, weight_decay=1.0))
+    _, plan, step = setup(tuning, dict(tie_embeddings=tied), **changes)
     state = plan.init_state()
     before = leaves(state.params)
     for i in range(3):
         state, metrics = step(state, batch(i))
     assert np.isfinite(metrics["loss"])
-    for params in (leaves(state.params), leaves(state.ema)):
+    for params in (leaves(state.params), leaves(plan.averaged(state))):
         for name, old in before.items():
             new = params[name]
             if isinstance(tuning, cfg.LastLayers) and "/layers/" in name:  # of three layers, two are trained
@@ -80,6 +85,7 @@ def test_what_is_frozen_stays_bit_for_bit(tuning, is_trained):
             else:
                 np.testing.assert_array_equal(new, old, err_msg=name)
     trained = tree.count(plan.trained.select(state.params))
+    assert tree.count(state.ema) == trained
     assert tree.count(state.opt_state) == 2 * trained + sum(x.ndim == 0 for x in jax.tree.leaves(state.opt_state))
     assert trained < tree.count(state.params) or isinstance(tuning, cfg.Full)
 
@@ -167,6 +173,16 @@ def test_lora_on_a_mesh_is_the_same():
     assert any("tensor" in spec for name, spec in specs.items() if name.endswith("/b"))
 
 
+def test_the_last_layers_on_a_mesh_that_divides_only_all_of_them():
+    """Two of four layers, split over four devices: their moments and averages are copied."""
+    mesh = cfg.Mesh(data=1, fsdp=4, rules=cfg.RULES | {"layers": ("fsdp",), "embed": ()})
+    _, plan, _ = setup(cfg.LastLayers(count=2), dict(num_layers=4), mesh=mesh, ema_decay=0.9)
+    state = plan.init_state()
+    for part, parts in ((state.params, 4), (state.ema, 1), (state.opt_state, 1)):
+        kernels = [x for name, x in tree.named_leaves(part).items() if name.endswith("self_attention/query/kernel")]
+        assert kernels and {x.shape[0] // x.sharding.shard_shape(x.shape)[0] for x in kernels} == {parts}
+
+
 @pytest.mark.parametrize(
     "tuning, sentence",
     [
@@ -174,6 +190,10 @@ def test_lora_on_a_mesh_is_the_same():
         (cfg.LoRA(targets=("nothing",)), "tuning.targets: pattern 'nothing' matches no parameter"),
         (cfg.LoRA(targets=(".*/bias",)), "tuning.targets: decoder/.*/bias is no kernel"),
         (cfg.LoRA(also_train=("x",)), "tuning.also_train: pattern 'x' matches no parameter"),
+        (
+            cfg.LoRA(also_train=("*.bias",)),
+            r"tuning.also_train: pattern '\*.bias' is not a regular expression: nothing",
+        ),
     ],
 )
 def test_patterns_that_fit_nothing_are_refused(tuning, sentence):
