@@ -12,7 +12,7 @@ import sys
 
 from eval.command_line import add_decoding, add_run, decoding_of, print_anything, run_config
 from train.command_line import user_errors
-from train.config import Experiment, UserError
+from train.config import Decoding, Experiment, UserError
 
 COMMANDS = {"compare": "eval.compare", "baseline": "eval.baselines"}
 _OF_TASKS = ("split", "records")
@@ -62,9 +62,10 @@ def main(argv: list[str]) -> int:
     with user_errors():
         config = run_config(options.run)
         _check(options, config)
+        decoding = decoding_of(options, config)
         from eval import results, text_losses
 
-        result = _score(options, config) if config.is_task else text_losses.evaluate(options)
+        result = _score(options, decoding) if config.is_task else text_losses.evaluate(options)
         table = results.table if config.is_task else text_losses.table
     print(json.dumps(result, indent=2, ensure_ascii=False) if options.json else table(result))
     return 0
@@ -76,14 +77,13 @@ def _check(options: argparse.Namespace, config: Experiment) -> None:
     if given:
         kind = "language models" if config.is_task else "tasks"
         raise UserError(f"{', '.join(given)}: for runs of {kind} alone; {options.run} learned {config.objective.kind}")
-    if options.split and options.records:
+    if options.split and options.records is not None:
         raise UserError("--split and --records exclude each other; leave one out")
     if config.is_task and options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {options.batch_size}")
 
 
-def _score(options: argparse.Namespace, config: Experiment) -> dict:
-    decoding = decoding_of(options, config)
+def _score(options: argparse.Namespace, decoding: Decoding | None) -> dict:
     from eval.tasks import write_scores
     from train.run import load_run
 

@@ -69,14 +69,16 @@ def compare_with_baselines(directory: str, split: str, step: str | int) -> dict[
     """Store every baseline's predictions and scores in RUN/evaluation/baselines, and compare the run with each."""
     from data.examples import split_records
     from eval import results
-    from eval.compare import compare, predictions_of
+    from eval.compare import check_asked, compare_measures, predictions_of
     from eval.predictions import question
+    from eval.task_measures import measures
     from eval.tasks import protocol
     from train.run import load_run
 
     run = load_run(directory, step)
     objective, data = run.config.objective, run.config.data
     own = predictions_of(run, split, step)
+    own_measures = measures(objective, own)
 
     def read(part: str) -> list[Record]:
         return split_records(data, part, objective, lambda line: None)
@@ -97,7 +99,9 @@ def compare_with_baselines(directory: str, split: str, step: str | int) -> dict[
         }
         folder = Path(directory) / "evaluation" / "baselines" / f"{split}-{system.name}"
         stored = results.write(folder, objective, found, description)
-        comparisons = [comparison.as_json() for comparison in compare(objective, own, found)]
+        check_asked(own, found)
+        compared = compare_measures(own_measures, measures(objective, found))
+        comparisons = [comparison.as_json() for comparison in compared]
         systems.append(
             {"name": system.name, "protocol": system.protocol, "scores": stored["scores"], "comparisons": comparisons}
         )
@@ -148,11 +152,11 @@ def _labels(objective: Classification, train: Records, tuning: Records, records:
     linear_model = _sklearn("linear_model")
     vectorize, features_are = _vectorizer(train)
     features, labels = vectorize(train), [record.fields["label"] for record in train]
+    tuned, right = vectorize(tuning) if tuning else None, [record.fields["label"] for record in tuning]
     scored = {}
     for factor in _FACTORS if tuning else (1.0,):
         model = linear_model.LogisticRegression(C=factor, max_iter=1000).fit(features, labels)
-        right = [record.fields["label"] for record in tuning]
-        scored[factor] = (np.mean(model.predict(vectorize(tuning)) == right) if tuning else 0.0, model)
+        scored[factor] = (np.mean(model.predict(tuned) == right) if tuning else 0.0, model)
     factor = max(scored, key=lambda factor: scored[factor][0])
     model = scored[factor][1]
     by = f"the best of {', '.join(map(str, _FACTORS))} by accuracy on validation" if tuning else "not tuned"

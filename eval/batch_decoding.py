@@ -45,7 +45,7 @@ def decode_all(
     method: Sampling | BeamSearch,
     eos_id: int,
     allowed: np.ndarray,
-    max_new_tokens: int | tuple[float, int],
+    max_new_tokens: int,
     constraints: Constraints = UNCONSTRAINED,
     is_prefix: bool = False,
     seed: int = 0,
@@ -53,16 +53,14 @@ def decode_all(
 ) -> list[list[Hypothesis]]:
     """For each prompt its `n_best` hypotheses, best first, or one sample.
 
-    `max_new_tokens`: a number, the end of the text included, or (factor, extra) for factor * length + extra, of the
-    source or, without an encoder, of the prompt: "input length + 50" of Vaswani et al. 2017 is (1, 50). No text goes
-    beyond the model's context. `allowed`: bool [vocab], the tokens that may be written. A prompt's hypotheses
-    depend on the seed and its place in the list, not on the other prompts nor on `batch_size`.
+    `max_new_tokens`: the end of the text included; no text goes beyond the model's context. `allowed`: bool [vocab],
+    the tokens that may be written. A prompt's hypotheses depend on the seed and its place in the list, not on the
+    other prompts nor on `batch_size`.
 
     Raises UserError for impossible arguments and for a model whose logits are not finite.
     """
-    _check(model, prompts, method, constraints, batch_size)
-    keys = _keys(np.uint32(seed), len(prompts))
-    limits = [_limit(model, prompt, max_new_tokens) for prompt in prompts]
+    _check(model, prompts, method, constraints, max_new_tokens, batch_size)
+    limits = [min(max_new_tokens, model.config.max_length - len(prefix)) for _, prefix in prompts]
     shared = dict(allowed=allowed, eos_id=eos_id, constraints=constraints, is_prefix=is_prefix)
     results: list[list[Hypothesis]] = [[] for _ in prompts]
     for places, batch, width in _batches(prompts, limits, batch_size):
@@ -70,8 +68,8 @@ def decode_all(
             found = beam_search(model, params, **batch, **shared, beams=method, max_new_tokens=width)
             tokens, scores = np.asarray(found.tokens), np.asarray(found.scores)
         else:
-            row_keys = keys[np.array(places + places[:1] * (len(batch["lengths"]) - len(places)))]
-            tokens, scores = _sample(model, params, row_keys, batch, width, **shared, sampling=method)
+            keys = keys_of(seed, places + places[:1] * (len(batch["lengths"]) - len(places)))
+            tokens, scores = _sample(model, params, keys, batch, width, **shared, sampling=method)
         for row, place in enumerate(places):
             if np.isnan(scores[row]).any():
                 problem = "its parameters are damaged, or its training diverged"
@@ -80,10 +78,14 @@ def decode_all(
     return results
 
 
-@partial(jax.jit, static_argnums=1)
-def _keys(seed: np.uint32, num_prompts: int) -> jax.Array:
-    """One key for each prompt."""
-    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(num_prompts))
+def keys_of(seed: int, places: Sequence[int]) -> jax.Array:
+    """The key of each of the prompts at `places`."""
+    return _keys(np.uint32(seed % 2**32), np.array(places, np.int32))
+
+
+@jax.jit
+def _keys(seed: np.uint32, places: np.ndarray) -> jax.Array:
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(places)
 
 
 def _sample(
@@ -117,6 +119,7 @@ def _check(
     prompts: Sequence[Prompt],
     method: Sampling | BeamSearch,
     constraints: Constraints,
+    max_new_tokens: int,
     batch_size: int,
 ) -> None:
     if not isinstance(model, Decoder | EncoderDecoder):
@@ -125,6 +128,8 @@ def _check(
     problems = []
     if batch_size < 1:
         problems.append(f"batch_size must be at least 1, not {batch_size}")
+    if max_new_tokens < 1:
+        problems.append(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     if isinstance(method, BeamSearch) and method.coverage_penalty and not has_encoder:
         problems.append("coverage_penalty needs an encoder–decoder: it is about the source, which a decoder lacks")
     first = constraints.first_token
@@ -145,17 +150,6 @@ def _length(source: Sequence[int] | None) -> int:
     return 0 if source is None else len(source)
 
 
-def _limit(model: Model, prompt: Prompt, max_new_tokens: int | tuple[float, int]) -> int:
-    """How many tokens may be written after this prompt."""
-    source, prefix = prompt
-    if isinstance(max_new_tokens, tuple):
-        factor, extra = max_new_tokens
-        max_new_tokens = int(factor * len(prefix if source is None else source) + extra)
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens must allow at least 1 token for every prompt, not {max_new_tokens}")
-    return min(max_new_tokens, model.config.max_length - len(prefix))
-
-
 def _batches(
     prompts: Sequence[Prompt], limits: Sequence[int], batch_size: int
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray], int]]:
@@ -172,15 +166,15 @@ def _batches(
         longest = np.max([sizes[place] for place in places], axis=0).tolist()
         source_width, width, limit = map(bucket, longest, largest)
         chosen = [prompts[place] for place in places]
-        tokens, lengths = _padded([prefix for _, prefix in chosen], rows, width)
+        tokens, lengths = padded([prefix for _, prefix in chosen], rows, width)
         batch = dict(tokens=tokens, lengths=lengths, limits=np.zeros(rows, np.int32))
         batch["limits"][: len(places)] = [limits[place] for place in places]
         if source_width:
-            batch["source"], batch["source_lengths"] = _padded([source for source, _ in chosen], rows, source_width)
+            batch["source"], batch["source_lengths"] = padded([source for source, _ in chosen], rows, source_width)
         yield places, batch, limit
 
 
-def _padded(texts: Sequence[Sequence[int]], rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def padded(texts: Sequence[Sequence[int]], rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """int32 [rows, width], padded on the right, and the length of each row: 1 where there is no text."""
     tokens, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
     for row, text in enumerate(texts):

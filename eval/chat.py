@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from rich.text import Text
 from data.dialogue import Turn
 from data.document import DataError
 from data.storage import write_atomically
-from eval.command_line import add_run, print_anything
+from eval.command_line import add_run, add_sampling, print_anything
 from eval.text_stream import printable
 from train.command_line import nearest, user_errors
 from train.config import UserError
@@ -39,6 +38,7 @@ COMMANDS = {
     "/quit": "leave, as Ctrl-D does; Ctrl-C stops a reply",
     "//…": "a message that begins with a slash",
 }
+_NO_SYSTEM = "this model answers each message by itself; it reads no system text"
 # Setting of a reply beside `Sampling` → its least and greatest value.
 _RANGES = {"max_new_tokens": (1, 2**20), "seed": (0, 2**32 - 1)}
 
@@ -52,21 +52,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add_run(parser)
     parser.add_argument("--system", default="", metavar="TEXT", help="Tell the model what to be.")
-    parser.add_argument("--temperature", type=float, default=0.7, help="Divides the logits; default 0.7, 0 is greedy.")
-    parser.add_argument("--top-k", type=int, metavar="K", help="Only the K most likely tokens.")
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=0.95,
-        metavar="P",
-        help="Only the most likely tokens, up to mass P; default 0.95.",
-    )
-    parser.add_argument("--min-p", type=float, metavar="P", help="Only tokens P times as likely as the likeliest.")
-    parser.add_argument(
-        "--repetition-penalty", type=float, default=1.0, help="More than 1 makes tokens of the text less likely."
-    )
+    add_sampling(parser, temperature=0.7, top_p=0.95)
+    parser.set_defaults(seed=0)
     parser.add_argument("--max-new-tokens", type=int, default=200, help="Tokens of a reply; default 200.")
-    parser.add_argument("--seed", type=int, default=0, help="The same seed and messages give the same replies.")
     parser.add_argument(
         "--transcript",
         type=Path,
@@ -82,10 +70,7 @@ def main(argv: list[str]) -> int:
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # a message that is not UTF-8 is refused, not fatal
     with user_errors():
-        try:
-            _open(options).run()
-        except BrokenPipeError:  # the reader has seen enough; stdout must not be flushed into the pipe at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _open(options).run()
     return 0
 
 
@@ -98,9 +83,9 @@ def _open(options: argparse.Namespace) -> Session:
     from model.decoding import Sampling
     from train.run import load_run
 
-    names = [field.name for field in dataclasses.fields(Sampling)]
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Sampling)}
     try:
-        sampling = Sampling(**{name: getattr(options, name) for name in names})
+        sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise UserError(str(error)) from error
     for name in _RANGES:
@@ -146,6 +131,8 @@ class Session:
         from eval.conversation import form
 
         self._run, self._form = run, form(run)
+        if system and self._form == "sources":
+            raise UserError(_NO_SYSTEM)
         self.sampling, self.max_new_tokens, self.seed = sampling, max_new_tokens, seed
         self.system, self.turns = system, []
         self.transcript: Path | None = None
@@ -183,11 +170,15 @@ class Session:
     # Messages
 
     def _exchange(self, message: str) -> None:
-        """A message and its reply; a reply that is stopped before its first word is as if nothing had been said."""
+        """A message and its reply; where that has no word, it is as if nothing had been said."""
         from eval.conversation import reply, request
 
         turns = [*self.turns, Turn("user", message)]
-        asked = request(self._run, turns, self.system, self.max_new_tokens)
+        try:
+            asked = request(self._run, turns, self.system, self.max_new_tokens)
+        except DataError as error:  # there is no room for a message beside so long a reply
+            self._note(str(error))
+            return
         for note in asked.notes:
             self._note(note)
         self._console.print(Text("Model: ", "bold cyan"), end="")
@@ -207,16 +198,16 @@ class Session:
         with contextlib.suppress(KeyboardInterrupt), self._stoppable():
             end = reply(self._run, asked, sampling=self.sampling, seed=seed, on_text=on_text).finish
         self._console.print()
+        if not said:
+            self._note(f"{'stopped' if end is None else 'the reply is empty'}; your message is taken back")
+            return
         if end is None:
-            self._note("stopped" if said else "stopped; your message is taken back")
+            self._note("stopped")
         elif end == "length":
             self._note(f"the reply was cut off at {asked.max_new_tokens} tokens")
-        elif not said:
-            self._note("the reply is empty")
-        if end is not None or said:
-            self.turns = [*turns, Turn("assistant", said.rstrip())]
-            if self.transcript is not None:
-                self.save(self.transcript)
+        self.turns = [*turns, Turn("assistant", said.rstrip())]
+        if self.transcript is not None:
+            self.save(self.transcript)
 
     @contextlib.contextmanager
     def _stoppable(self) -> Iterator[None]:
@@ -260,7 +251,7 @@ class Session:
 
     def _set_system(self, text: str) -> None:
         if self._form == "sources":
-            raise UserError("this model answers each message by itself; it reads no system text")
+            raise UserError(_NO_SYSTEM)
         self.system = text
         self._note("the system text is set" if text else "there is no system text")
 

@@ -47,23 +47,49 @@ def run_config(run: str | Path) -> Experiment:
     return read_config(path)
 
 
+def add_sampling(
+    parser: argparse._ActionsContainer, *, temperature: float | None = None, top_p: float | None = None
+) -> None:
+    """A flag for each field of `Sampling`, and --seed; None where it is not given and has no default here."""
+    either = parser.add_mutually_exclusive_group()
+    text = f"Divides the logits; default {1 if temperature is None else temperature}, 0 is greedy."
+    either.add_argument("--temperature", type=float, default=temperature, help=text)
+    either.add_argument("--greedy", action="store_const", const=0.0, dest="temperature", help="--temperature 0.")
+    parser.add_argument("--top-k", type=int, metavar="K", help="Only the K most likely tokens.")
+    text = "Only the most likely tokens, up to mass P" + ("." if top_p is None else f"; default {top_p}.")
+    parser.add_argument("--top-p", type=float, default=top_p, metavar="P", help=text)
+    parser.add_argument("--min-p", type=float, metavar="P", help="Only tokens P times as likely as the likeliest.")
+    parser.add_argument("--repetition-penalty", type=float, help="More than 1 makes tokens of the text less likely.")
+    parser.add_argument("--seed", type=int, help="The same seed gives the same texts; default 0.")
+
+
 def add_decoding(parser: argparse._ActionsContainer) -> None:
     """A flag for each field of `evaluation.decoding`."""
     for name, field in Decoding.model_fields.items():
         text = f"{field.description.rstrip('.')}; default: the run's evaluation.decoding."
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=text)
+        metavar = "TOKEN" if name == "first_token" else "N"
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
+
+
+_OF_BEAMS = ("length_penalty", "coverage_penalty")
 
 
 def decoding_of(options: argparse.Namespace, config: Experiment) -> Decoding | None:
     """The run's `evaluation.decoding` with what the flags say otherwise, or None where none is given."""
-    changes = {name: value for name in Decoding.model_fields if (value := getattr(options, name)) is not None}
+    given = {name: value for name in Decoding.model_fields if (value := getattr(options, name)) is not None}
+    changes = {name: None if value == "none" else value for name, value in given.items()}
     if not changes:
         return None
     if not isinstance(config.objective, TextToText):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
         raise UserError(f"{flags}: for runs that write texts alone; {options.run} learned {config.objective.kind}")
+    own = config.evaluation.decoding.model_dump()
+    if str(changes.get("beam_size", own["beam_size"])) == "1":
+        if flags := ", ".join(f"--{name.replace('_', '-')}" for name in _OF_BEAMS if name in changes):
+            raise UserError(f"{flags}: of a beam search alone; give a --beam-size of at least 2")
+        own = {name: value for name, value in own.items() if name not in _OF_BEAMS}
     try:
-        return Decoding.model_validate(config.evaluation.decoding.model_dump() | changes)
+        return Decoding.model_validate(own | changes)
     except ValidationError as error:
         told = ((str(problem["loc"][0]).replace("_", "-"), problem["msg"]) for problem in error.errors())
         raise UserError(*(f"--{flag}: {message[0].lower()}{message[1:]}" for flag, message in told)) from error

@@ -13,7 +13,7 @@ from train.command_line import user_errors
 from train.config import UserError
 
 if TYPE_CHECKING:
-    from eval.scores.measure import Comparison
+    from eval.scores.measure import Comparison, Measure
     from eval.task_measures import Prediction
     from train.run import Run
 
@@ -41,12 +41,22 @@ def main(argv: list[str]) -> int:
 
 
 def compare_runs(first: str, second: str, split: str, step: str | int) -> dict[str, Any]:
-    """Both runs' scores by the first one's task, their differences, and how likely these are by chance."""
+    """Both runs' scores by the first one's task, their differences, and how likely these are by chance.
+
+    A perplexity per token is among them only where both runs have the same tokens.
+    """
+    from data.tokenizer import fingerprint
     from train.run import load_run
 
     runs = [load_run(run, step) for run in (first, second)]
+    labels = [getattr(run.config.objective, "labels", ()) for run in runs]
+    if set(labels[0]) != set(labels[1]):
+        told = " and ".join(", ".join(map(repr, names)) or "none" for names in labels)
+        raise UserError(f"only runs that learned the same labels can be compared; these learned {told}")
     sides = [predictions_of(run, split, step) for run in runs]
     found = compare(runs[0].config.objective, *sides)
+    if fingerprint(runs[0].tokenizer) != fingerprint(runs[1].tokenizer):
+        found = [comparison for comparison in found if comparison.name != "perplexity"]
     return {
         "first": f"{runs[0].directory}, step {runs[0].step}",
         "second": f"{runs[1].directory}, step {runs[1].step}",
@@ -71,9 +81,15 @@ def predictions_of(run: Run, split: str, step: str | int) -> list[Prediction]:
 
 def compare(objective: Task, first: Sequence[Prediction], second: Sequence[Prediction]) -> list[Comparison]:
     """Every score that both systems have, by the same resamples. Raises UserError unless both were asked the same."""
-    from eval.predictions import asked
-    from eval.scores import measure
     from eval.task_measures import measures
+
+    check_asked(first, second)
+    return compare_measures(measures(objective, first), measures(objective, second))
+
+
+def check_asked(first: Sequence[Prediction], second: Sequence[Prediction]) -> None:
+    """Raise UserError unless both were asked the same."""
+    from eval.predictions import asked
 
     differing = [i for i, (a, b) in enumerate(zip(first, second, strict=False), 1) if asked(a) != asked(b)]
     if len(first) != len(second) or differing:
@@ -82,8 +98,14 @@ def compare(objective: Task, first: Sequence[Prediction], second: Sequence[Predi
             f"only predictions for the same records can be compared; there are {len(first):,} and {len(second):,}, "
             f"and {where}"
         )
-    others = {found.name: found for found in measures(objective, second)}
-    return [measure.compare(found, others[found.name]) for found in measures(objective, first) if found.name in others]
+
+
+def compare_measures(first: Sequence[Measure], second: Sequence[Measure]) -> list[Comparison]:
+    """Every score that is on both sides."""
+    from eval.scores import measure
+
+    others = {found.name: found for found in second}
+    return [measure.compare(found, others[found.name]) for found in first if found.name in others]
 
 
 def table(result: dict[str, Any]) -> str:

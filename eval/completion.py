@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.tokenizer import Tokenizer
-from eval.batch_decoding import decode_all
+from eval.batch_decoding import Prompt, decode_all, keys_of, padded
 from eval.text_stream import TextStream
 from model import decoding
 from model.beam_search import BeamSearch
 from model.decoding import UNCONSTRAINED, Constraints, Sampling
 from model.transformer import Decoder, EncoderDecoder
+from train.command_line import nearest
 from train.config import UserError
 from train.objective import Model
 
@@ -34,7 +35,7 @@ class Completion:
     """What a model wrote after a prompt.
 
     finish: "stop" at a stop string, "end" at the end of the document, "length" at `max_new_tokens`, or before that
-        where a beam search has filled the context or the constraints leave no token.
+        where a text that does not go on has filled the context or the constraints leave no token.
     tokens: how many tokens were written; a few after a stop string are among them.
     score: `hypothesis_score` of a beam search; None for a sample, and where no text obeys the constraints.
     """
@@ -50,7 +51,7 @@ def generate(
     model: Model,
     params: Any,
     tokenizer: Tokenizer,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Sequence[str | list[int] | Prompt],
     *,
     sampling: Sampling | BeamSearch = Sampling(),  # noqa: B008 (frozen)
     constraints: Constraints = UNCONSTRAINED,
@@ -64,11 +65,13 @@ def generate(
 ) -> list[Completion]:
     """`samples` completions of each prompt, or the `n_best` of a beam search, in the order of the prompts.
 
-    A prompt is a text, or token ids, which are read as they are. An encoder–decoder reads the prompts with its encoder
-    and answers them. `is_prefix`: a decoder's prompts are read as a prefix LM reads them, each token seeing all others.
+    A prompt is a text; or a list of token ids, which a decoder reads as they are; or the `Prompt` of a source, as
+    `source_reader.py` makes it. An encoder–decoder reads a text as a source, as in pretraining. `is_prefix`: a
+    decoder's prompts are read as a prefix LM reads them, each token seeing all others.
     `eos_id`: the token that ends a text in place of the tokenizer's; no other special token is then written.
     A text depends on the seed and its own place among `prompts` and samples, not on the other texts. When the
-    model's context is full, its last half is read again and writing goes on, but a beam search ends there.
+    model's context is full, its last half is read again and writing goes on, but a beam search and a text from a
+    source end there.
     `on_text(index, new_text)` is called as soon as text is certain, `index` being the place in the result.
 
     Raises UserError for impossible arguments and for a model whose logits are not finite.
@@ -83,13 +86,12 @@ def generate(
     allowed = allowed_tokens(tokenizer, model.config.vocab_size, eos_id)
     rows, notes, each = [], [], sampling.n_best if is_search else samples
     for i, prompt in enumerate(prompts):
-        source, tokens = _contexts(model, tokenizer, prompt, f"prompt {i + 1}", notes)
-        prompt = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
-        rows += [_Row(prompt, source, tokens, tokenizer, stop, ends, max_new_tokens) for _ in range(each)]
-    for note in notes[:_MAX_NOTES]:
-        print(f"note: {note}", file=sys.stderr)
-    if len(notes) > _MAX_NOTES:
-        print(f"note: so it is with {len(notes) - _MAX_NOTES} more", file=sys.stderr)
+        source, tokens, goes_on = _contexts(model, tokenizer, prompt, f"prompt {i + 1}", notes)
+        prompt = prompt if isinstance(prompt, str) else tokenizer.decode(source or tokens)
+        room = max_new_tokens if goes_on else min(max_new_tokens, model.config.max_length - len(tokens))
+        before = tokens if goes_on else []  # the start of a text that answers a source follows no other
+        rows += [_Row(prompt, source, tokens, TextStream(tokenizer, before, stop), ends, room) for _ in range(each)]
+    print_notes(notes)
 
     def report(index: int, text: str) -> None:
         if on_text is not None and text:
@@ -99,7 +101,7 @@ def generate(
     if is_search:
         _search(model, params, rows, sampling, max_new_tokens, report, **shared)
     else:
-        keys = _keys(np.uint32(seed), len(prompts), samples)
+        keys = _sample_keys(keys_of(seed, range(len(prompts))), samples)
         order = np.argsort([len(row.source) + len(row.tokens) for row in rows], kind="stable")
         for first in range(0, len(rows), _BATCH_ROWS):  # texts of like length stand side by side
             part = order[first : first + _BATCH_ROWS]
@@ -108,27 +110,45 @@ def generate(
     return [row.completion() for row in rows]
 
 
-def _contexts(
-    model: Model, tokenizer: Tokenizer, prompt: str | Sequence[int], name: str, notes: list[str]
-) -> tuple[list[int], list[int]]:
-    """What the encoder reads, if there is one, and what the decoder reads before it writes; `notes` of what is cut."""
+def print_notes(notes: Sequence[str]) -> None:
+    """The first few on stderr, and how many there are more."""
+    for note in notes[:_MAX_NOTES]:
+        print(f"note: {note}", file=sys.stderr)
+    if len(notes) > _MAX_NOTES:
+        print(f"note: so it is with {len(notes) - _MAX_NOTES} more", file=sys.stderr)
+
+
+def plain_source(model: Model, tokenizer: Tokenizer, tokens: Sequence[int]) -> Prompt:
+    """What an encoder–decoder reads in pretraining: the source with its end, and the decoder's start."""
     start = tokenizer.bos_id if model.config.decoder_start_id is None else model.config.decoder_start_id
-    if not isinstance(prompt, str):
-        return ([*prompt], [start]) if isinstance(model, EncoderDecoder) else ([], [*prompt])
+    return [*tokens, tokenizer.eos_id], [start]
+
+
+def _contexts(
+    model: Model, tokenizer: Tokenizer, prompt: str | list[int] | Prompt, name: str, notes: list[str]
+) -> tuple[list[int], list[int], bool]:
+    """What encoder and decoder read before they write, and whether the text goes on when the context is full.
+
+    `notes` tell what is cut.
+    """
+    if isinstance(prompt, tuple):
+        return list(prompt[0] or ()), list(prompt[1]), False
+    if isinstance(prompt, list):
+        return [], prompt, True
     limit, tokens = model.config.max_length, tokenizer.encode(prompt).tolist()
     if not isinstance(model, EncoderDecoder):
         if len(tokens) + 1 >= limit:
             reads = f"as many as the model's context or more; it reads the last {limit // 2}"
             notes.append(f"{name} has {len(tokens) + 1} tokens, {reads}")
-        return [], [tokenizer.bos_id, *tokens]
+        return [], [tokenizer.bos_id, *tokens], True
     if len(tokens) >= limit:
         notes.append(f"{name} has {len(tokens)} tokens; the encoder reads the first {limit - 1}")
-    return [*tokens[: limit - 1], tokenizer.eos_id], [start]
+    return *plain_source(model, tokenizer, tokens[: limit - 1]), False
 
 
 def _check(
     model: Model,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Sequence[str | list[int] | Prompt],
     *,
     seed: int,
     max_new_tokens: int,
@@ -142,8 +162,8 @@ def _check(
         problems.append(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     if samples < 1:
         problems.append(f"samples must be at least 1, not {samples}")
-    if not 0 <= seed < 2**32:
-        problems.append(f"seed must be at least 0 and less than 2^32, not {seed}")
+    if seed < 0:
+        problems.append(f"seed must be at least 0, not {seed}")
     if "" in stop:
         problems.append("a stop text must not be empty")
     if model.config.max_length < 2:
@@ -158,10 +178,9 @@ def _check(
         raise UserError(*problems)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _keys(seed: np.uint32, num_prompts: int, samples: int) -> jax.Array:
-    """One key for each row: [num_prompts * samples]."""
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(num_prompts))
+@partial(jax.jit, static_argnums=1)
+def _sample_keys(keys: jax.Array, samples: int) -> jax.Array:
+    """One key for each row, [prompts * samples], from those of the prompts."""
     fold_samples = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     return jax.vmap(fold_samples, in_axes=(0, None))(keys, jnp.arange(samples)).reshape(-1)
 
@@ -174,8 +193,7 @@ class _Row:
         prompt: str,
         source: list[int],
         tokens: list[int],
-        tokenizer: Tokenizer,
-        stop: Sequence[str],
+        stream: TextStream,
         eos_id: int,
         max_new_tokens: int,
     ):
@@ -183,7 +201,7 @@ class _Row:
         self.tokens = list(tokens)  # of prompt and text, without the source
         self._num_prompt_tokens, self.max_tokens = len(tokens), len(tokens) + max_new_tokens
         self._eos_id, self.score = eos_id, None
-        self._stream = TextStream(tokenizer, tokens, stop)
+        self._stream = stream
 
     def add(self, tokens: list[int]) -> str:
         """The text that these tokens make certain."""
@@ -290,17 +308,21 @@ def _read(
 
 
 def _padded(rows: list[list[int]], capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    """int32 [rows, length], padded on the right to one of few lengths, and the length of each row."""
-    lengths = np.array([len(row) for row in rows], np.int32)
-    tokens = np.zeros((len(rows), decoding.bucket(int(lengths.max()), capacity)), np.int32)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
-    return tokens, lengths
+    """`padded` to one of few lengths."""
+    return padded(rows, len(rows), decoding.bucket(max(map(len, rows)), capacity))
 
 
 def _check_finite(state: decoding.DecodeState) -> None:
     if not bool(jnp.isfinite(state.logits).all()):
         raise UserError("the model's logits are not finite: its parameters are damaged, or its training diverged")
+
+
+def token_of(tokenizer: Tokenizer, name: str) -> int:
+    """The id of a token by its name. Raises UserError where there is none."""
+    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    if name not in pieces:
+        raise UserError(f"first_token: the tokenizer has no token {name!r}.{nearest(name, tokenizer.named)}")
+    return pieces.index(name)
 
 
 def allowed_tokens(tokenizer: Tokenizer, vocab_size: int, eos_id: int | None) -> np.ndarray:

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from data.examples import Examples
 from data.pipeline import eval_batches
 from data.token_cache import TokenCache
 from data.tokenizer import Tokenizer
@@ -25,7 +24,7 @@ _MOST_NATS = 700  # exp of more is no float64
 
 def loss_evaluator(
     experiment: Experiment,
-    cache: TokenCache | Examples,
+    cache: TokenCache,
     tokenizer: Tokenizer,
     *,
     mesh: jax.sharding.Mesh,

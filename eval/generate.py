@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval.command_line import add_run, print_anything
+from eval.command_line import add_run, add_sampling, print_anything
 from eval.prompt_files import read_prompts, write_texts
 from eval.text_stream import printable
 from train.command_line import user_errors
 from train.config import UserError
 
-
-def __getattr__(name: str):
-    """`generate` and `Completion`; JAX is imported only when one of them is asked for."""
-    if name in ("Completion", "generate"):
-        from eval import completion
-
-        return getattr(completion, name)
-    raise AttributeError(f"module 'eval.generate' has no attribute {name!r}")
-
+if TYPE_CHECKING:
+    from eval.batch_decoding import Prompt
+    from train.run import Run
 
 # Of the flags below, in the order of the dataclasses they fill.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -51,27 +44,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--max-new-tokens", type=int, default=200, help="Tokens of each text; default 200.")
     parser.add_argument("--min-new-tokens", type=int, default=0, metavar="N", help="No end before N tokens.")
-    parser.add_argument("--no-repeat-ngram", type=int, default=0, metavar="N", help="No N tokens twice in a row.")
+    parser.add_argument("--no-repeat-ngram", type=int, default=0, metavar="N", help="No N-gram is written twice.")
+    parser.add_argument("--first-token", metavar="TOKEN", help="Begin each text with this token: mBART's language.")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="End before TEXT is written; repeatable."
     )
     parser.add_argument("--json", action="store_true", help="Print a JSON list, one object for each text.")
-    _add_sampling(parser.add_argument_group("sampling, without --beam-size"))
+    sampling = parser.add_argument_group("sampling, without --beam-size")
+    add_sampling(sampling)
+    sampling.add_argument("--samples", type=int, help="Texts for each prompt; default 1.")
     _add_search(parser.add_argument_group("beam search"))
     _add_files(parser.add_argument_group("a file of prompts"))
     return parser.parse_args(argv)
-
-
-def _add_sampling(group: argparse._ArgumentGroup) -> None:
-    either = group.add_mutually_exclusive_group()
-    either.add_argument("--temperature", type=float, help="Divides the logits; default 1, 0 is greedy.")
-    either.add_argument("--greedy", action="store_const", const=0.0, dest="temperature", help="--temperature 0.")
-    group.add_argument("--top-k", type=int, metavar="K", help="Only the K most likely tokens.")
-    group.add_argument("--top-p", type=float, metavar="P", help="Only the most likely tokens, up to mass P.")
-    group.add_argument("--min-p", type=float, metavar="P", help="Only tokens P times as likely as the likeliest.")
-    group.add_argument("--repetition-penalty", type=float, help="More than 1 makes tokens of the text less likely.")
-    group.add_argument("--seed", type=int, help="The same seed gives the same texts; default 0.")
-    group.add_argument("--samples", type=int, help="Texts for each prompt; default 1.")
 
 
 def _add_search(group: argparse._ArgumentGroup) -> None:
@@ -109,8 +93,6 @@ def main(argv: list[str]) -> int:
     with user_errors():
         try:
             _generate(options)
-        except BrokenPipeError:  # the reader has seen enough; stdout must not be flushed into the pipe at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except KeyboardInterrupt:
             print()
             return 130
@@ -124,7 +106,8 @@ def _generate(options: argparse.Namespace) -> None:
     if options.input:
         prompts, records = read_prompts(options.input, options.field or "prompt", output_field)
 
-    from eval.completion import generate
+    from eval.completion import generate, token_of
+    from eval.source_reader import reads_sources
     from model.decoding import Constraints
     from train.run import load_run
 
@@ -134,6 +117,8 @@ def _generate(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     run = load_run(options.run, options.step)
+    if options.first_token is not None:
+        constraints = replace(constraints, first_token=token_of(run.tokenizer, options.first_token))
     each = options.n_best or options.samples or 1
     is_live = not options.json and not options.input and len(prompts) == each == 1
     not_shown = [printable(prompts[0])] if is_live else []  # until the first text comes: a mistake may be found before
@@ -146,7 +131,7 @@ def _generate(options: argparse.Namespace) -> None:
         run.model,
         run.params,
         run.tokenizer,
-        prompts,
+        _sources(run, prompts, options.max_new_tokens) if reads_sources(run) else prompts,
         sampling=method,
         constraints=constraints,
         seed=options.seed or 0,
@@ -156,6 +141,7 @@ def _generate(options: argparse.Namespace) -> None:
         is_prefix=run.reads_prefixes,
         on_text=show if is_live else None,
     )
+    completions = [replace(completion, prompt=prompts[i // each]) for i, completion in enumerate(completions)]
     rate = sum(completion.tokens for completion in completions) / (time.monotonic() - started)
     if options.input:
         texts = [completion.text for completion in completions]
@@ -178,6 +164,18 @@ def _generate(options: argparse.Namespace) -> None:
         for i, completion in enumerate(completions):
             print(f"--- prompt {i // each + 1}, sample {i % each + 1} ---")
             print(printable(completion.prompt + completion.text))
+
+
+def _sources(run: Run, texts: Sequence[str], max_new_tokens: int) -> list[Prompt]:
+    """What a model that writes texts from texts reads of each."""
+    from eval.completion import print_notes
+    from eval.source_reader import SourceReader
+
+    reader = SourceReader(run)
+    found = [reader.read(text, max_new_tokens) for text in texts]
+    cut = [(i, left_out) for i, (_, left_out) in enumerate(found, 1) if left_out]
+    print_notes([f"the last {left_out:,} tokens of prompt {i} do not fit and are not read" for i, left_out in cut])
+    return [prompt for prompt, _ in found]
 
 
 def _check(options: argparse.Namespace) -> None:

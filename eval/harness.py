@@ -21,7 +21,7 @@ _KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "n-samples
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m eval.harness",
-        description="Measure a run on tasks of lm-evaluation-harness, and keep it in RUN/evaluation/lm-eval.json.",
+        description="Measure a run on tasks of lm-evaluation-harness, and keep it in RUN/evaluation/lm-eval-STEP.json.",
         allow_abbrev=False,
     )
     add_run(parser)
@@ -67,6 +67,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
     run = load_run(options.run, options.step)
     from eval.lm_eval_model import RunModel
+    from eval.results import folder_of
 
     model = RunModel(run, options.batch_size)
     if options.apply_chat_template:
@@ -81,18 +82,25 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         apply_chat_template=options.apply_chat_template,
         log_samples=False,
     )
+    how = {"lm_eval": version("lm_eval"), "limit": options.limit, "chat_template": options.apply_chat_template}
     result = {
         "run": str(run.directory),
         "step": run.step,
-        "lm_eval": version("lm_eval"),
-        "tasks": tasks,
-        "limit": options.limit,
-        "chat_template": options.apply_chat_template,
+        "protocol": dict.fromkeys(measured["results"], how),
         **{name: measured[name] for name in _KEPT if name in measured},
     }
-    text = json.dumps(result, indent=2, default=str)
-    write_atomically(run.directory / "evaluation" / "lm-eval.json", text.encode())
-    return json.loads(text)
+    result = json.loads(json.dumps(result, default=str))
+    _store(result, folder_of(run, "lm-eval" if options.limit is None else f"lm-eval-limit-{options.limit}"))
+    return result
+
+
+def _store(result: dict[str, Any], path: Path) -> None:
+    """Put the result into the .json of this name, beside those of other tasks."""
+    path = path.with_name(f"{path.name}.json")
+    kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    for name, value in result.items():
+        kept[name] = kept.get(name, {}) | value if isinstance(value, dict) else value
+    write_atomically(path, json.dumps(kept, indent=2).encode())
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -140,9 +148,10 @@ def table(result: dict[str, Any]) -> str:
     """lm-eval's tables, under the run they are of."""
     from lm_eval.utils import make_table
 
-    lines = [f"run {result['run']}, step {result['step']}, lm-eval {result['lm_eval']}"]
-    if result["limit"] is not None:
-        lines.append(f"only the first {result['limit']} examples of each task: not to be compared")
+    how = next(iter(result["protocol"].values()))
+    lines = [f"run {result['run']}, step {result['step']}, lm-eval {how['lm_eval']}"]
+    if how["limit"] is not None:
+        lines.append(f"only the first {how['limit']} examples of each task: not to be compared")
     lines += ["", make_table(result)]
     if result.get("groups"):
         lines += ["", make_table(result, "groups")]

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from data import dialogue
 from data import tokenizer as tokenizers
 from data.task_encoding import target_tokenizer
+from eval.batch_decoding import Prompt
 from eval.completion import generate
-from eval.conversation import before_target, reads_sources
+from eval.source_reader import SourceReader, reads_sources
 from model.decoding import Sampling, bucket
 from model.transformer import Decoder, EncoderDecoder
 from train.config import UserError
@@ -40,8 +41,8 @@ _Request = tuple[tuple[str, str], list[int], list[int]]  # texts, tokens of the 
 class RunModel(TemplateLM):
     """Scores and writes texts as the run's model reads them.
 
-    A decoder reads the begin of text, the context and the continuation, an encoder–decoder the context by its encoder
-    and the continuation by its decoder. A context that is too long loses its start.
+    A decoder reads the begin of text, the context and the continuation; a model of texts from texts, the context as a
+    source and the continuation as its text. A context that is too long loses its start.
     Raises UserError for a run that writes no text.
     """
 
@@ -50,8 +51,9 @@ class RunModel(TemplateLM):
         if not isinstance(run.model, Decoder | EncoderDecoder):
             raise UserError(f"{run.directory} has an encoder, which writes no text; lm-eval needs a decoder")
         self._run, self.batch_size, self.max_length = run, batch_size, run.config.model.max_length
-        self.backend = "seq2seq" if reads_sources(run) else "causal"  # whether the continuation is encoded apart
-        self._has_roles = dialogue.can_chat(run.tokenizer)
+        self._sources = SourceReader(run) if reads_sources(run) else None
+        self.backend = "causal" if self._sources is None else "seq2seq"  # whether the continuation is encoded apart
+        self._has_roles = self._sources is None and dialogue.can_chat(run.tokenizer)
         self._written = target_tokenizer(run.tokenizer)
 
     # Tokens
@@ -64,26 +66,29 @@ class RunModel(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """What stands for an empty context."""
-        return self._run.tokenizer.eos_id if self.backend == "seq2seq" else self._run.tokenizer.bos_id
+        return self._run.tokenizer.bos_id if self._sources is None else self._run.tokenizer.eos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The tokens of a text, or of a prompt by `apply_chat_template`; a decoder's begin with the begin of text."""
+        """The tokens of a text, or of a prompt by `apply_chat_template`; a decoder's begin with the begin of text.
+
+        `add_special_tokens`: False is for what is no context.
+        """
+        if self._sources is not None:
+            is_context = add_special_tokens is not False
+            return self._sources.encode(string) if is_context else self._written.encode(string).tolist()
         tokenizer = self._run.tokenizer
         text, *rest = _ROLE.split(string) if self._has_roles else [string]
         ids = tokenizer.encode(text).tolist()
         for name, text in zip(rest[::2], rest[1::2], strict=True):
             ids += [tokenizer.named[name], *tokenizer.encode(text).tolist()]
-        begins = self.backend == "causal" and add_special_tokens is not False
-        return [tokenizer.bos_id, *ids] if begins else ids
+        return ids if add_special_tokens is False else [tokenizer.bos_id, *ids]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """As lm-eval defines it; a continuation that melts into the context's last token is encoded by itself."""
         end = len(context.rstrip())
         context, continuation = context[:end], context[end:] + continuation  # the space before a word is part of it
         context_ids, ids = super()._encode_pair(context, continuation)
-        if self.backend == "seq2seq" or not ids:
-            ids = self._written.encode(continuation).tolist()
-        return context_ids, ids
+        return context_ids, ids or self._written.encode(continuation).tolist()
 
     @property
     def tokenizer_name(self) -> str:
@@ -135,16 +140,13 @@ class RunModel(TemplateLM):
         if len(continuation) > self.max_length:
             tokens = f"{len(continuation)} tokens, which is more than the {self.max_length} of the model's context"
             raise UserError(f"a continuation has {tokens}")
-        end, *start = before_target(self._run)
-        if self.backend == "causal":
-            source, read = [], context
-        else:
-            source = [] if context == [end] else context  # which stands for none
-            source, read = [*source[-(self.max_length - 1) :], end], start
-            if isinstance(self._run.model, Decoder):
-                source, read = [], [*source, *start]
+        source, read = None, context
+        if self._sources is not None:
+            if context == [self.prefix_token_id]:  # which stands for none
+                context = self._sources.encode("")
+            source, read = self._sources.prompt(context[-self._sources.room(len(continuation) - 1) :])
         tokens = [*read, *continuation][-(self.max_length + 1) :]
-        return {"source": source, "inputs": tokens[:-1], "targets": tokens[1:], "scored": continuation}
+        return {"source": source or [], "inputs": tokens[:-1], "targets": tokens[1:], "scored": continuation}
 
     def _batch(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, np.ndarray]:
         """Arrays [batch_size, one of few lengths], zero where there is nothing."""
@@ -226,14 +228,12 @@ class RunModel(TemplateLM):
         )
         return [completion.text for completion in completions]
 
-    def _prompt(self, context: str, max_new_tokens: int) -> list[int]:
+    def _prompt(self, context: str, max_new_tokens: int) -> list[int] | Prompt:
         """The end of the context that leaves room for the text, or half of the model's context."""
         tokens = self.tok_encode(context)
-        if isinstance(self._run.model, EncoderDecoder):
-            return [*tokens[-(self.max_length - 1) :], self._run.tokenizer.eos_id]
-        ends = before_target(self._run) if self.backend == "seq2seq" else []
-        room = max(self.max_length - max_new_tokens, self.max_length // 2)
-        return [*tokens[-(room - len(ends)) :], *ends]
+        if self._sources is not None:
+            return self._sources.prompt(tokens[-self._sources.room(max_new_tokens) :])
+        return tokens[-max(self.max_length - max_new_tokens, self.max_length // 2) :]
 
     def get_model_info(self) -> dict[str, Any]:
         return {"run": str(self._run.directory), "step": self._run.step}

@@ -14,13 +14,15 @@ from data.storage import write_atomically
 def read_prompts(path: Path, field: str, output_field: str) -> tuple[list[str], list[dict[str, Any]]]:
     """The prompts of a file, and the record of each.
 
-    Of a .jsonl file, a prompt is the text in `field` of a line's object; of any other file it is a line, and its
-    record {"prompt": line}. Raises DataError for what cannot be read, or has an `output_field` already.
+    Of a .jsonl file, a prompt is the text in `field` of a line's object, blank lines aside; of any other file it is a
+    line, and its record {"prompt": line}. Raises DataError for what cannot be read, or has an `output_field` already.
     """
     records = []
     for number, line in _lines(path):
         if path.suffix != ".jsonl":
             records.append({"prompt": line})
+            continue
+        if not line.strip():
             continue
         try:
             record = json.loads(line)

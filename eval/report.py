@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import math
 import statistics
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from data.storage import write_atomically
 from eval.command_line import run_config
 from eval.report_scores import scores_sections
-from eval.text_stream import printable
+from eval.text_stream import escaped
 from train.command_line import user_errors
 from train.config import Experiment
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 _ENDINGS = {
     "stop": "stopped at a stop text",
     "end": "ended by itself",
-    "length": "cut at the length asked for",
+    "length": "cut at the length asked for, or the longest of the model",
 }
 
 
@@ -73,8 +72,8 @@ def _page(run_directory: Path, config: Experiment, samples: list[dict[str, Any]]
     if is_out_of_patience(config.evaluation, history):
         progress = f"finished early, after {last_step:,} steps"
     parts = [
-        f"<h1>{_text(config.name)}</h1>",
-        f'<p class="subtitle">{_text(str(run_directory))} · {progress}</p>',
+        f"<h1>{escaped(config.name)}</h1>",
+        f'<p class="subtitle">{escaped(str(run_directory))} · {progress}</p>',
         _numbers(config, train, validations),
         *scores_sections(run_directory),
         *_pictures(config, train, validations),
@@ -92,7 +91,7 @@ def _page(run_directory: Path, config: Experiment, samples: list[dict[str, Any]]
         # Whatever a model wrote, the page loads nothing and runs nothing.
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>{_text(config.name)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>{escaped(config.name)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
@@ -189,16 +188,16 @@ def _samples(samples: list[dict[str, Any]]) -> Iterator[str]:
     if samples:
         yield "<h2>Samples</h2>"
     for sample in samples:
-        prompt, text = _text(sample["prompt"]), _text(sample["text"])
+        prompt, text = escaped(sample["prompt"]), escaped(sample["text"])
         remark = f"{sample['tokens']:,} new tokens, {_ENDINGS[sample['finish']]}"
         if not prompt.strip():  # it cannot be seen
-            remark += f"; the prompt was {_text(json.dumps(sample['prompt']))}"
+            remark += f"; the prompt was {escaped(json.dumps(sample['prompt']))}"
         shown = f"<mark>{prompt}</mark>{text}" if prompt.strip() else text
         yield f'<div class="sample"><pre>{shown}</pre><p>{remark}</p></div>'
 
 
 def _fields(title: str, fields: dict[str, str]) -> str:
-    rows = "\n".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in fields.items())
+    rows = "\n".join(f"<tr><td>{escaped(name)}</td><td>{escaped(value)}</td></tr>" for name, value in fields.items())
     return f"<details><summary>{title}</summary>\n<table>\n{rows}\n</table></details>"
 
 
@@ -209,10 +208,6 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _flat(part, f"{path}.{name}" if path else str(name))
     else:
         yield path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval import results
-from eval.text_stream import printable
+from eval.text_stream import escaped
 
 _SHOWN = 6  # predictions of each kind
 _MOST_CHARACTERS = 600  # of a field
@@ -25,7 +24,7 @@ def scores_sections(run: Path) -> Iterator[str]:
         newest[json.loads(path.read_text("utf-8"))["split"]] = path.parent
     for folder in newest.values():
         result, predictions = results.read(folder)
-        yield f"<h2>Scores on {_text(result['split'])}</h2>"
+        yield f"<h2>Scores on {escaped(result['split'])}</h2>"
         yield f'<p class="subtitle">{len(predictions):,} records, step {result["step"]:,}{_shared(result)}</p>'
         yield _table(result["scores"])
         pictures = [(folder / name, title) for name, title in _PICTURES.items() if (folder / name).exists()]
@@ -43,8 +42,8 @@ def _shared(result: results.Result) -> str:
 
 def _table(scores: Sequence[dict[str, Any]]) -> str:
     rows = (
-        f"<tr><td>{_text(s['name'])}</td><td>{results.number(s['value'])}</td>"
-        f"<td>{results.number(s['low'])} … {results.number(s['high'])}</td><td>{_text(s['protocol'])}</td></tr>"
+        f"<tr><td>{escaped(s['name'])}</td><td>{results.number(s['value'])}</td>"
+        f"<td>{results.number(s['low'])} … {results.number(s['high'])}</td><td>{escaped(s['protocol'])}</td></tr>"
         for s in scores
     )
     head = "<tr><th>score</th><th>value</th><th>95 % interval</th><th>protocol</th></tr>"
@@ -64,7 +63,7 @@ def _examples(predictions: Sequence[dict[str, Any]]) -> Iterator[str]:
     for kind, chosen in sorted(kinds.items()):
         yield f"<details><summary>{kind}: {len(chosen):,}, of which here the first {min(_SHOWN, len(chosen))}</summary>"
         for prediction in chosen[:_SHOWN]:
-            rows = (f"<tr><td>{_text(name)}</td><td>{_field(value)}</td></tr>" for name, value in prediction.items())
+            rows = (f"<tr><td>{escaped(name)}</td><td>{_field(value)}</td></tr>" for name, value in prediction.items())
             yield '<table class="prediction">\n' + "\n".join(rows) + "\n</table>"
         yield "</details>"
 
@@ -81,8 +80,4 @@ def _verdict(prediction: dict[str, Any]) -> str:
 
 def _field(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return _text(text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …")
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
+    return escaped(text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …")

@@ -26,16 +26,14 @@ def folder_of(run: Run, split: str) -> Path:
 
 
 def write(folder: Path, objective: Task, predictions: Sequence[Prediction], description: Result) -> Result:
-    """Score the predictions and write everything; scores.json comes last, so that where it is, all is."""
+    """Write the predictions, then score them; scores.json comes last, so that where it is, all is."""
     from eval.scores.measure import score
 
-    result = description | {
-        "records": len(predictions),
-        "scores": [score(measure).as_json() for measure in measures(objective, predictions)],
-    }
     lines = "".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
     (folder / "scores.json").unlink(missing_ok=True)
     write_atomically(folder / "predictions.jsonl", lines.encode())
+    scores = [score(measure).as_json() for measure in measures(objective, predictions)]
+    result = description | {"records": len(predictions), "scores": scores}
     _draw(objective, predictions, folder)
     write_atomically(folder / "scores.json", json.dumps(result, indent=1, ensure_ascii=False).encode())
     return result
@@ -74,8 +72,11 @@ def table(result: Result) -> str:
         ("task", protocol["task"]["kind"]),
         ("records", f"{result['records']:,} of {result['split']}: {', '.join(s['path'] for s in protocol['data'])}"),
     ]
-    if result["overlap with training"]:
-        lines.append(("overlap", f"{result['overlap with training']:,} of them are in the training data, too"))
+    shared = result["overlap with training"]
+    if shared is None:
+        lines.append(("overlap", "unknown, as the training records cannot be read"))
+    elif shared:
+        lines.append(("overlap", f"{shared:,} of them are in the training data, too"))
     if protocol["decoding"]:
         lines.append(("decoding", ", ".join(f"{name} {value}" for name, value in protocol["decoding"].items())))
     scores = result["scores"]
@@ -92,7 +93,7 @@ def protocols(scores: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns of equal width; numbers under numbers, as all have as many decimals."""
+    """Lines whose columns stand under each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

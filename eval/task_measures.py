@@ -94,7 +94,7 @@ def _of_texts(objective: TextToText, predicted: list[str], expected: list[list[s
                 right = [answer in right for answer, right in zip(predicted, expected, strict=True)]
                 found.append(mean("accuracy", right, "fraction right; any text that is no label is wrong"))
             case "distinct":
-                found += _distinct(predicted)
+                found += _variety(predicted)
     return found
 
 
@@ -116,10 +116,10 @@ def _of_replies(predictions: Sequence[Prediction]) -> list[Measure]:
     per_word = replace(language.word_perplexity(nats, counts), protocol=f"exp(nats / words) of the same; {_WORDS}")
     found = [per_token, per_word]
     replies = [reply for prediction in predictions if (reply := prediction.get("predicted")) is not None]
-    return found + (_distinct(replies) if replies else [])
+    return found + (_variety(replies) if replies else [])
 
 
-def _distinct(texts: Sequence[str]) -> list[Measure]:
+def _variety(texts: Sequence[str]) -> list[Measure]:
     tokens = [words(text) for text in texts]
-    found = [diversity.distinct(tokens, n) for n in (1, 2)]
+    found = [diversity.distinct(tokens, 1), diversity.distinct(tokens, 2), diversity.repetition(tokens)]
     return [replace(measure, protocol=f"{measure.protocol}; {_WORDS}") for measure in found]

@@ -10,12 +10,13 @@ import numpy as np
 
 from data import dialogue
 from data.examples import Examples
-from data.task_batches import TaskBatchMaker
+from data.records import Record
 from data.task_encoding import Row, target_tokenizer
 from data.tokenizer import Tokenizer
 from eval.batch_decoding import Hypothesis, Prompt, decode_all
-from eval.completion import allowed_tokens
+from eval.completion import allowed_tokens, token_of
 from eval.predictions import question
+from eval.source_reader import task_prompt
 from eval.task_measures import Prediction, words
 from model.beam_search import BeamSearch
 from model.decoding import Constraints, Sampling
@@ -62,10 +63,7 @@ def decode(
 ) -> list[Hypothesis]:
     """What the model writes after each source, having read what it has read in training."""
     tokenizer, data = examples.encoder.tokenizer, experiment.data
-    is_prefix = experiment.model.stack == "decoder"
-    before = TaskBatchMaker(examples, False, decoder_start_id=experiment.model.decoder_start_id).decoder_prompt
-    sources = [examples.row(number)["sources"].tolist() for number in numbers]
-    prompts: list[Prompt] = [(None, [*source, *before]) if is_prefix else (source, before) for source in sources]
+    prompts = [task_prompt(experiment, examples, examples.row(number)["sources"].tolist()) for number in numbers]
     return _decode(
         experiment,
         model,
@@ -73,10 +71,10 @@ def decode(
         prompts,
         tokenizer,
         method=method_of(decoding),
-        constraints=Constraints(decoding.no_repeat_ngram, decoding.min_new_tokens),
+        constraints=constraints_of(decoding, tokenizer),
         max_new_tokens=decoding.max_new_tokens or data.target_length or data.length,
         eos_id=tokenizer.eos_id,
-        is_prefix=is_prefix,
+        is_prefix=experiment.model.stack == "decoder",
         mesh=mesh,
         batch_size=batch_size,
     )
@@ -87,6 +85,12 @@ def method_of(decoding: Decoding) -> BeamSearch | Sampling:
     if decoding.beam_size == 1:
         return Sampling(temperature=0)
     return BeamSearch(decoding.beam_size, decoding.length_penalty, coverage_penalty=decoding.coverage_penalty)
+
+
+def constraints_of(decoding: Decoding, tokenizer: Tokenizer) -> Constraints:
+    """What every text obeys. Raises UserError where the tokenizer lacks its first token."""
+    first = None if decoding.first_token is None else token_of(tokenizer, decoding.first_token)
+    return Constraints(decoding.no_repeat_ngram, decoding.min_new_tokens, first)
 
 
 def conversations(
@@ -101,20 +105,23 @@ def conversations(
 ) -> list[Prediction]:
     """What the learned turns of each conversation cost, and in the first ones another reply in place of the last.
 
-    `costs`: example → nats and number of the tokens that are learned.
+    `costs`: example → nats and number of the tokens that are learned. Conversations of which an example is not there
+    are left out.
     """
     tokenizer, objective = examples.encoder.tokenizer, experiment.objective
-    sums = np.zeros((len(examples.records), 3))
+    sums, lacking = np.zeros((len(examples.records), 3)), np.bincount(examples.record_of)
     for number, cost in costs.items():
         sums[examples.record_of[number]] += (*cost, _num_words(examples.row(number), tokenizer))
+        lacking[examples.record_of[number]] -= 1
+    records = [examples.records[i] for i in np.flatnonzero(lacking == 0)]
     made = [
         question(record, objective) | {"nats": nats, "tokens": int(tokens), "words": int(count)}
-        for record, (nats, tokens, count) in zip(examples.records, sums.tolist(), strict=True)
+        for record, (nats, tokens, count) in zip(records, sums[lacking == 0].tolist(), strict=True)
     ]
     if experiment.evaluation.sample_tokens:
-        for prediction, reply in zip(
-            made, _replies(experiment, model, params, examples, mesh, batch_size), strict=False
-        ):
+        chosen = records[:_MOST_REPLIES]
+        replies = _replies(experiment, model, params, chosen, tokenizer, mesh=mesh, batch_size=batch_size)
+        for prediction, reply in zip(made, replies, strict=False):
             prediction["predicted"] = reply
     return made
 
@@ -128,12 +135,12 @@ def _num_words(row: Row, tokenizer: Tokenizer) -> int:
 
 
 def _replies(
-    experiment: Experiment, model: Model, params: Any, examples: Examples, mesh: jax.sharding.Mesh, batch_size: int
+    experiment: Experiment, model: Model, params: Any, records: Sequence[Record], tokenizer: Tokenizer, **options: Any
 ) -> list[str]:
-    """What the assistant could have said last in each of the first conversations."""
-    tokenizer, evaluation, limit = examples.encoder.tokenizer, experiment.evaluation, experiment.model.max_length
+    """What the assistant could have said last in each conversation."""
+    evaluation, limit = experiment.evaluation, experiment.model.max_length
     prompts: list[Prompt] = []
-    for record in examples.records[:_MOST_REPLIES]:
+    for record in records:
         turns, system = dialogue.read_turns(record, experiment.objective)
         last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
         room = max(limit - evaluation.sample_tokens, limit // 2)
@@ -148,8 +155,7 @@ def _replies(
         max_new_tokens=evaluation.sample_tokens,
         eos_id=tokenizer.named[dialogue.END_TOKEN],
         seed=experiment.seed,
-        mesh=mesh,
-        batch_size=batch_size,
+        **options,
     )
     return [tokenizer.decode(reply.tokens).strip() for reply in written]
 

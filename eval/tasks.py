@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,17 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from data.config import DataConfig, HuggingFace
-from data.examples import Examples, overlap, read_examples, split_records
+from data.config import DataConfig, Files, HuggingFace
+from data.document import DataError
+from data.examples import Examples, read_examples, split_records
 from data.pipeline import eval_batches
+from data.records import Record
 from data.rows import Batch
 from data.task_config import Classification, Dialogue, Records, Regression, SpanAnswering, Tagging, TextToText
+from data.tasks import inputs
 from data.tokenizer import Tokenizer
 from eval import results
 from eval.evaluators import map_batches, term_measures
 from eval.predictions import predictions
 from eval.task_measures import Prediction, measures
-from eval.task_texts import conversations, texts
+from eval.task_texts import constraints_of, conversations, texts
 from train import sharding
 from train.config import Decoding, Experiment, Mesh, UserError
 from train.objective import (
@@ -76,8 +78,15 @@ def predict(
     batches = list(eval_batches(examples, tokenizer=tokenizer, batch_size=batch_size, **options))
     step = _compiled(mesh, partial(outputs, experiment, model))
     rows = _by_example(batches, map_batches(step, params, batches, mesh=mesh, rules=experiment.mesh.rules))
+    return _from_outputs(experiment, model, params, examples, rows, mesh=mesh, batch_size=batch_size)
+
+
+def _from_outputs(
+    experiment: Experiment, model: Model, params: Any, examples: Examples, rows: dict[int, np.ndarray], **options: Any
+) -> list[Prediction]:
+    """The predictions of the records all of whose examples have a row of `outputs`."""
     if isinstance(experiment.objective, Dialogue):
-        return conversations(experiment, model, params, examples, rows, mesh=mesh, batch_size=batch_size)
+        return conversations(experiment, model, params, examples, rows, **options)
     return predictions(examples, rows)
 
 
@@ -100,7 +109,8 @@ def task_evaluator(
     model = make_model(experiment)
     batch_size = _rows(experiment, mesh, None)
     batches = eval_batches(examples, tokenizer=tokenizer, batch_size=batch_size, **example_options(experiment))
-    writes = isinstance(objective, TextToText | Dialogue)
+    if writes := isinstance(objective, TextToText):
+        constraints_of(evaluation.decoding, tokenizer)  # a mistake in it must not wait for the first text
 
     def both(params: Any, batch: Batch) -> tuple[Any, Any]:  # the compiler runs the model once for both
         terms = eval_step(params, batch, model=model, experiment=experiment)
@@ -114,16 +124,15 @@ def task_evaluator(
         sums = jax.device_get([terms for terms, _ in found])
         terms = jax.tree.map(lambda *parts: float(np.sum(parts, dtype=np.float64)), *sums)
         measured = term_measures(terms, coefficients(experiment))
-        if not writes:
-            made = predictions(examples, _by_example(shown, [rows for _, rows in found]))
-        elif evaluation.metric in measured:
+        if isinstance(objective, TextToText | Dialogue) and evaluation.metric in measured:
             return measured
-        elif isinstance(objective, TextToText):
+        how = dict(mesh=mesh, batch_size=batch_size)
+        if writes:
             some = sorted(int(n) for batch in shown for n in batch["example"] if n >= 0)
-            how = dict(mesh=mesh, batch_size=batch_size)
             made = texts(experiment, model, params, examples, some, evaluation.decoding, **how)
         else:
-            made = predict(experiment, model, params, tokenizer, examples, mesh=mesh)
+            rows = _by_example(shown, [rows for _, rows in found])
+            made = _from_outputs(experiment, model, params, examples, rows, **how)
         scores = {measure.name: measure.value for measure in measures(objective, made)} if made else {}
         return scores | measured
 
@@ -153,18 +162,18 @@ def write_scores(
     if records is not None:
         split, data, name = "test", _with_records(data, records), f"records-{Path(records).name}"
     examples = examples_of(run, split, data, report)
+    shared = _overlap(config, examples.records, report)
     mesh = sharding.make_mesh(Mesh())
     params = jax.device_put(run.params, NamedSharding(mesh, PartitionSpec()))
     found = predict(
         config, run.model, params, run.tokenizer, examples, mesh=mesh, batch_size=batch_size, decoding=decoding
     )
-    train = replace(examples, records=split_records(config.data, "train", config.objective, lambda line: None))
     description = {
         "run": str(run.directory),
         "step": run.step,
         "split": name,
         "system": config.name,
-        "overlap with training": overlap(train, examples),
+        "overlap with training": shared,
         "protocol": protocol(run, split, data, checkpoint, decoding),
     }
     folder = results.folder_of(run, name)
@@ -172,10 +181,27 @@ def write_scores(
     return results.write(folder, config.objective, found, description)
 
 
+def _overlap(config: Experiment, records: Sequence[Record], report: Callable[[str], None]) -> int | None:
+    """How many records ask what a training record asks; None where those cannot be read."""
+    objective = config.objective
+    try:
+        train = split_records(config.data, "train", objective, lambda line: None)
+    except DataError as error:
+        report(f"overlap with training is unknown: {error}")
+        return None
+    asked = {inputs(record, objective) for record in train}
+    return sum(inputs(record, objective) in asked for record in records)
+
+
+_SHARED = {HuggingFace: {"fields", "replace"}, Files: {"on_error"}}  # options that other sources of records have, too
+
+
 def _with_records(data: DataConfig, path: str) -> DataConfig:
     """The records of `path`, by the columns of the test records or, where there are none, of the training records."""
+    if not path:
+        raise UserError("--records needs the name of a file")
     like = (data.test or data.train)[0]
-    options = {"fields": like.fields} if isinstance(like, HuggingFace) else like.model_dump()
+    options = like.model_dump(include=_SHARED.get(type(like)))
     own = {"kind": "records", "path": path, "part": (0.0, 1.0), "max_records": None, "drop_repeats": False}
     return data.model_copy(update={"test": (Records.model_validate(options | own),)})
 

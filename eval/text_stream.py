@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 
@@ -55,3 +56,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028
 def printable(text: str) -> str:
     r"""`text` with characters that could steer a terminal or a page written out, as \x1b."""
     return _UNPRINTABLE.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def escaped(text: str) -> str:
+    """`printable` text as HTML."""
+    return html.escape(printable(text))

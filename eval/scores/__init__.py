@@ -14,7 +14,6 @@ from eval.scores.classification import (
     class_f1,
     confidences,
     confusion_matrix,
-    f1_by_class,
     macro_f1,
     matthews,
     micro_f1,
@@ -23,7 +22,7 @@ from eval.scores.classification import (
 )
 from eval.scores.diversity import distinct, repetition
 from eval.scores.entities import entity_f1, entity_f1_by_type, entity_macro_f1, entity_precision, entity_recall
-from eval.scores.language import bits_per_byte, word_perplexity
+from eval.scores.language import word_perplexity
 from eval.scores.measure import Comparison, Measure, Score, compare, mean, score
 from eval.scores.text import bleu, chrf, compound_split_bleu, exact_match, rouge, token_f1
 
@@ -32,7 +31,6 @@ __all__ = [
     "Measure",
     "Score",
     "accuracy",
-    "bits_per_byte",
     "bleu",
     "calibration_error",
     "chrf",
@@ -50,7 +48,6 @@ __all__ = [
     "entity_precision",
     "entity_recall",
     "exact_match",
-    "f1_by_class",
     "macro_f1",
     "matthews",
     "mean",

@@ -40,12 +40,6 @@ def class_f1(predictions: Labels, references: Labels, label: Label) -> Measure:
     return Measure(f"f1[{label}]", f"F1 of class {label}", statistics, lambda sums: f1.micro(f1.by_class(sums)))
 
 
-def f1_by_class(predictions: Labels, references: Labels) -> dict[Label, Measure]:
-    """F1 of every class that is predicted or right somewhere."""
-    labels, _, _ = _classes("f1", predictions, references)
-    return {label: class_f1(predictions, references, label) for label in labels}
-
-
 def matthews(predictions: Labels, references: Labels) -> Measure:
     """Matthews' correlation for any number of classes (Gorodkin 2004): CoLA's score. 0 where a side has one class."""
     protocol = "Matthews correlation, -1 to 1; 0 where all predictions or all references are one class"

@@ -1,9 +1,11 @@
 """A run directory as training leaves it behind, but never trained: bytes, a tiny model, one checkpoint."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import task_runs
 
 TEXT = "The quick brown fox\njumps over the lazy dog.\n\n" * 40
 
@@ -60,3 +62,36 @@ def tiny_run(tmp_path_factory) -> Path:
     ]  # fmt: skip
     (run / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + '\n{"step": 30, "lo', "utf-8")
     return run
+
+
+@pytest.fixture(scope="session", params=["decoder", "encoder_decoder"])
+def source_run(request, tmp_path_factory):
+    """A run of texts from texts, its examples, and number of an example → what training reads before the target.
+
+    The objective has a prefix, and the encoder–decoder a tokenizer whose official template stands around a text.
+    """
+    import numpy as np
+
+    from data import tokenizer as tokenizers
+    from data.config import WordPiece
+    from data.task_batches import TaskBatchMaker
+    from eval.tasks import examples_of
+    from train.run import load_run
+
+    model = {"stack": "decoder"} if request.param == "decoder" else {"decoder_start_id": 3, "vocab_size": 300}
+    folder = tmp_path_factory.mktemp(f"source_{request.param}")
+    run = load_run(task_runs.write_run(task_runs.experiment(folder, "text_to_text", {"prefix": "Do: "}, model)))
+    if request.param == "encoder_decoder":
+        run = replace(run, tokenizer=tokenizers.train(WordPiece(vocab_size=300), iter(["Do: it! zzz one bbb"])))
+    examples = examples_of(run, "test", run.config.data, lambda line: None)
+    maker = TaskBatchMaker(examples, True, decoder_start_id=run.config.model.decoder_start_id)
+
+    def trained(number):
+        batch = {name: array[0] for name, array in maker.batch(np.array([number]), np.zeros(1, int)).items()}
+        if request.param == "decoder":
+            return None, batch["inputs"][: batch["weights"].argmax() + 1].tolist()
+        num_before = int(batch["decoder_weights"].sum()) - len(examples.row(number)["targets"]) + 1
+        source = batch["encoder_inputs"][batch["encoder_segment_ids"] > 0]
+        return source.tolist(), batch["decoder_inputs"][:num_before].tolist()
+
+    return run, examples, trained

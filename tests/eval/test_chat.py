@@ -23,14 +23,17 @@ from data.characters import ByteTokenizer
 from data.config import SpanCorruption
 from data.dialogue import Turn, read_turns
 from data.objectives import objective_tokenizer
+from data.records import Record
 from data.task_config import Dialogue, TextToText
 from eval import chat, conversation
 from eval.completion import Completion, allowed_tokens, generate
+from eval.tasks import predict
 from model import tree
 from model.config import TransformerConfig
 from model.decoding import Sampling
 from model.transformer import EncoderDecoder, initialize
-from train.config import UserError
+from train import sharding
+from train.config import Mesh, UserError
 from train.run import load_run
 
 GREEDY = Sampling(temperature=0.0)
@@ -133,9 +136,21 @@ def test_a_decoder_that_learned_texts_from_texts_answers_each_message_by_itself(
     learned = plain.config.model_copy(update=dict(objective=TextToText(prefix="Do: ")))
     asked = conversation.request(replace(plain, config=learned), [Turn("user", "hello")], "", 500)
     ids = plain.tokenizer
-    assert asked.prompt == [*ids.encode("Do: hello"), ids.eos_id, ids.bos_id] and asked.max_new_tokens == 32 - 11
+    assert asked.prompt == (None, [*ids.encode("Do: hello"), ids.eos_id, ids.bos_id])
+    assert asked.max_new_tokens == 32 - 11
     asked = conversation.request(replace(plain, config=learned), [Turn("user", "x" * 50)], "", 500)
-    assert len(asked.prompt) == 16 and asked.notes[0].startswith("40 tokens do not fit")
+    assert len(asked.prompt[1]) == 16 and asked.notes[0].startswith("40 tokens do not fit")
+
+
+def test_a_message_is_read_as_training_reads_a_source(source_run):
+    run, examples, trained = source_run
+    for number in (0, len(examples) - 1):
+        source = examples.records[number].fields["source"]
+        assert conversation.request(run, [Turn("user", f" {source} ")], "", 8).prompt == trained(number)
+    written = write(run, [Turn("user", "zz")], max_new_tokens=8)[1]
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+    scored = predict(run.config, run.model, run.params, run.tokenizer, examples, mesh=mesh)[1]
+    assert scored["source"] == "zz" and written.text.strip() == scored["predicted"]
 
 
 # The terminal
@@ -145,7 +160,7 @@ def answers(run, asked, *, sampling, seed, on_text):
     """Stands for a model: it answers with its seed and how much it read; it is stopped where the message has a "!"."""
     text, user = run.tokenizer.decode(asked.prompt), run.tokenizer.named["<|user|>"]
     message = run.tokenizer.decode(asked.prompt[len(asked.prompt) - asked.prompt[::-1].index(user) :])
-    words = [" \n", f"seed {seed}", f" of {len(text)}"]
+    words = [" \n", f"seed {seed}", f" of {len(text)}"][: 1 if "nothing" in message else 3]
     for i, word in enumerate(words):
         if "?!" in message or "!" in message and i == 2:
             raise KeyboardInterrupt
@@ -190,6 +205,21 @@ def test_stopped_replies(talk, tmp_path):
     assert "the reply was cut off at 200 tokens" in talk("long\n")
 
 
+def test_an_empty_reply_is_as_if_nothing_had_been_said(talk, tmp_path):
+    out = talk(f"hi\nsay nothing\nnow\n/save {tmp_path}/a.jsonl\n", "--transcript", tmp_path / "b.jsonl")
+    assert "the reply is empty; your message is taken back" in out
+    for name in ("a.jsonl", "b.jsonl"):
+        record = Record(json.loads((tmp_path / name).read_text()), name)
+        assert [turn.text for turn in read_turns(record, Dialogue()).turns][::2] == ["hi", "now"]
+
+
+def test_a_system_text_that_nobody_would_read_is_refused(source_run, monkeypatch, capsys):
+    monkeypatch.setattr("train.run.load_run", lambda *_: source_run[0])
+    with pytest.raises(SystemExit) as error:
+        chat.main(["RUN", "--system", "Be."])
+    assert error.value.code == 2 and "it reads no system text" in capsys.readouterr().err
+
+
 def test_commands(talk, tmp_path):
     settings = ("", "temperature 0.5", "top-p none", "top_k 5", "seed 3", "max_new_tokens 9")
     out = talk("/help\n/hlp\n" + "".join(f"/set {setting}\n" for setting in settings))
@@ -230,7 +260,7 @@ def test_transcripts(talk, tmp_path, capsys):
     out = talk(f"hi\n/save {tmp_path}/a.jsonl\n/undo\n/save {tmp_path}/a.jsonl\nho\n/save {tmp_path}/a.jsonl\n")
     assert out.count("turns are in") == 3
     [line] = (tmp_path / "a.jsonl").read_text().splitlines()
-    record = chat.argparse.Namespace(fields=json.loads(line), origin="a.jsonl:1")
+    record = Record(json.loads(line), "a.jsonl:1")
     assert read_turns(record, Dialogue()).turns == (Turn("user", "ho"), Turn("assistant", "seed 1 of 2"))
     with pytest.raises(SystemExit) as error:
         talk("", "--transcript", path)

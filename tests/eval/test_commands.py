@@ -49,6 +49,7 @@ FLAGS = {
     "greedy with beams": (["--beam-size", "2", "--greedy"], "--temperature or --greedy: for sampling only"),
     "too many best": (["--beam-size", "2", "--n-best", "3"], "n_best=3 is more than beam_size=2"),
     "coverage of a decoder": (["--beam-size", "2", "--coverage-penalty", "1"], "coverage_penalty needs an encoder"),
+    "unknown token": (["--first-token", "de_DE"], "first_token: the tokenizer has no token 'de_DE'"),
     "negative": (["--no-repeat-ngram", "-1"], "no_repeat_ngram must be at least 0, not -1"),
     "input alone": (LINES[:2], "--input and --output belong together"),
     "input beside prompts": ([*LINES, "--json"], "--input: takes the place of"),
@@ -79,7 +80,7 @@ def test_a_file_of_prompts(tiny_run, tmp_path, capsys):
     lines, records = tmp_path / "lines.txt", tmp_path / "records.jsonl"
     lines.write_text("The quick\n\nüber\n", "utf-8")
     asked = [{"id": 1, "question": "The quick"}, {"id": 2, "question": ""}, {"id": "\ud83d", "question": "über"}]
-    records.write_text("".join(json.dumps(record) + "\n" for record in asked), "utf-8")
+    records.write_text("\n \n".join(json.dumps(record) for record in asked) + "\n\n", "utf-8")  # blank lines aside
 
     def written(source, output, *arguments):
         shared = ["--input", str(source), "--output", str(tmp_path / output), "--max-new-tokens", "6"]
@@ -123,6 +124,8 @@ def test_generating(tiny_run, tmp_path, capsys):
     assert texts[0]["sampling"]["temperature"] == 0 and texts[0]["step"] == 0 and texts[0]["tokens_per_second"] > 0
     assert generate.main(shared) == 0
     live = capsys.readouterr().out
+    assert generate.main([*shared, "--first-token", "Q"]) == 0
+    assert capsys.readouterr().out.startswith("From a fileQ")
     assert live == f"From a file{generate.printable(texts[2]['text'])}\n"
     assert generate.main([*shared, "--prompt", "Typed"]) == 0
     assert f"--- prompt 2, sample 1 ---\n{live}" in capsys.readouterr().out

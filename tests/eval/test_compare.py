@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import count
 
 import pytest
 import task_runs
@@ -74,3 +75,20 @@ def test_what_was_asked_must_be_the_same(run, tiny_run, capsys):
         evaluate(["compare", str(run), str(tiny_run)])
     assert ended.value.code == 2
     assert "learned causal_lm, which is no task" in capsys.readouterr().err
+
+
+def test_labels_must_be_the_same(run, tmp_path, capsys):
+    other = task_runs.experiment(tmp_path, "classification", {"labels": ["bad", "good", "odd"]}, {"num_labels": 3})
+    with pytest.raises(SystemExit) as ended:
+        evaluate(["compare", str(run), str(task_runs.write_run(other))])
+    assert ended.value.code == 2
+    assert "these learned 'bad', 'good' and 'bad', 'good', 'odd'" in capsys.readouterr().err
+
+
+def test_perplexity_per_token_compares_only_the_same_tokens(tmp_path, monkeypatch, capsys):
+    run = task_runs.write_run(task_runs.experiment(tmp_path, "dialogue"))
+    names = {c["name"] for c in compared([run, run], capsys)["comparisons"]}
+    assert {"perplexity", "word_perplexity", "distinct_1"} < names
+    differing = count()
+    monkeypatch.setattr("data.tokenizer.fingerprint", lambda tokenizer: str(next(differing)))
+    assert {c["name"] for c in compared([run, run], capsys)["comparisons"]} == names - {"perplexity"}

@@ -61,6 +61,7 @@ def test_texts_depend_on_seed_and_place_only(run):
     assert complete(run, prompts[:1], max_new_tokens=40, seed=3) == together[:1]
     assert complete(run, prompts[:1], max_new_tokens=13, seed=3)[0].text.rstrip("\ufffd") in together[0].text
     assert complete(run, prompts[:1], max_new_tokens=40, seed=4) != together[:1]
+    assert complete(run, prompts[:1], max_new_tokens=40, seed=2**32 + 3) == together[:1]
 
 
 def test_streamed_text_is_the_text(run, monkeypatch):
@@ -145,7 +146,7 @@ def test_many_long_prompts_are_noted_in_few_lines(run, capsys):
         (dict(sampling=BeamSearch(2), samples=2), "samples=2 is for sampling; of a beam search, n_best=1"),
         (dict(max_new_tokens=0), "max_new_tokens"),
         (dict(samples=0), "samples"),
-        (dict(seed=-1), "seed"),
+        (dict(seed=-1), "seed must be at least 0"),
         (dict(stop=[""]), "stop"),
     ],
 )

@@ -14,9 +14,10 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs the lm-eval extra")
 
 from data import dialogue
-from data.characters import ByteTokenizer
+from data.characters import ByteTokenizer, CharacterTokenizer
 from data.config import PrefixLM, SpanCorruption
 from data.objectives import objective_tokenizer
+from data.task_batches import TaskBatchMaker
 from data.task_config import Dialogue, TextToText
 from eval import harness
 from eval.lm_eval_model import RunModel
@@ -24,6 +25,7 @@ from model import tree
 from model.config import TransformerConfig
 from model.transformer import Encoder, EncoderDecoder, initialize
 from train.config import UserError
+from train.objective import model_inputs
 from train.run import load_run
 
 TEXTS = [("The quick", " brown"), ("", "fox"), ("The quick brown fox jumps over", " the lazy dog"), ("a ", "b"),
@@ -100,13 +102,34 @@ def test_log_likelihoods_are_the_models(run, encoder_decoder, kind):
     assert len({score for score, _ in found}) == len(found)
 
 
+def test_a_target_has_the_probability_that_training_gives_it(source_run):
+    run, examples, trained = source_run
+    config, numbers = run.config, np.arange(len(examples))
+    maker = TaskBatchMaker(examples, False, decoder_start_id=config.model.decoder_start_id)
+    batch = maker.batch(numbers, 0 * numbers)
+    log_p = log_probabilities(run.model, run.params, **model_inputs(run.model, batch))
+    side = "decoder_" if config.model.stack == "encoder_decoder" else ""
+    texts, expected = [], []
+    for number in numbers:
+        fields, tokens = examples.records[number].fields, examples.row(number)["targets"][:-1].tolist()
+        texts.append((f" {fields['source']}", config.objective.words.get(fields["target"][0], fields["target"][0])))
+        end = int(np.flatnonzero(batch[f"{side}weights"][number])[-1])
+        expected.append(total(log_p[number : number + 1], end - len(tokens), tokens))
+    model = RunModel(run, 3)
+    for found, true in zip(model.loglikelihood(instances(*texts), disable_tqdm=True), expected, strict=True):
+        assert found == (pytest.approx(true[0], abs=1e-4), true[1])
+    assert model._prompt("zz", 8) == trained(1)
+
+
 def test_what_the_model_writes_is_its_likeliest(run):
+    alphabet = "".join(sorted({*map(chr, range(0x4E00, 0x4E00 + 260 - 9)), *"The quick"}))
+    written = RunModel(replace(run, tokenizer=CharacterTokenizer(alphabet)), 4)  # in which any tokens are a text
+    [text] = written.generate_until(instances(("The quick", {"until": [], "max_gen_toks": 4})), disable_tqdm=True)
+    assert len(text) == 4 and written.loglikelihood(instances(("The quick", text)), disable_tqdm=True)[0][1]
     model = RunModel(run, 4)
     [text] = model.generate_until(instances(("The quick", {"until": [], "max_gen_toks": 4})), disable_tqdm=True)
     stopped = model.generate_until(instances(("The quick", {"until": ["", text[2:]], "max_gen_toks": 4})), True)
     assert stopped == [text.partition(text[2:])[0]]
-    if "\ufffd" not in text:
-        assert model.loglikelihood(instances(("The quick", text)), disable_tqdm=True)[0][1]
     sampled = {"until": "\n", "max_gen_toks": 8, "temperature": 2.0, "do_sample": True}
     requests = instances(("a", sampled), ("b" * 50, {"max_gen_toks": 300, "until": []}), ("a", sampled | {"top_k": 1}))
     first, long, greedy = model.generate_until(requests, disable_tqdm=True)
@@ -117,9 +140,22 @@ def test_what_the_model_writes_is_its_likeliest(run):
 
 
 def test_an_encoder_decoder_writes(encoder_decoder):
-    model = RunModel(encoder_decoder, 2)
-    texts = model.generate_until(instances(("The quick", {"max_gen_toks": 5}), ("x" * 99, {"max_gen_toks": 5})), True)
-    assert len(texts) == 2
+    tokenizer, expected = encoder_decoder.tokenizer, []
+    for context in ("The quick", "x" * 99):
+        source = [*tokenizer.encode(context)[-31:], tokenizer.eos_id]
+        segments, written = np.array([[1] * len(source) + [0] * (32 - len(source))]), [tokenizer.bos_id]
+        for _ in range(5):
+            inputs = (padded(source), padded(written))
+            log_probs = log_probabilities(
+                encoder_decoder.model, encoder_decoder.params, *inputs, encoder_segment_ids=segments
+            )
+            likeliest = np.array(log_probs[0, len(written) - 1])
+            likeliest[[tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, *range(260, 264)]] = -np.inf
+            written.append(int(likeliest.argmax()))
+        assert tokenizer.eos_id not in written
+        expected.append(tokenizer.decode(written))
+    requests = instances(("The quick", {"max_gen_toks": 5}), ("x" * 99, {"max_gen_toks": 5}))
+    assert RunModel(encoder_decoder, 2).generate_until(requests, True) == expected
 
 
 def test_rolling_covers_every_token_once(run):
@@ -220,7 +256,8 @@ def test_the_command(tiny_run, run, tasks, offline, capsys):
     assert harness.main(arguments) == 0
     shown = capsys.readouterr().out
     assert "|capitals|" in shown.replace(" ", "") and "step 0" in shown
-    stored = json.loads((tiny_run / "evaluation" / "lm-eval.json").read_text())
+    path = tiny_run / "evaluation" / "lm-eval-0.json"
+    stored = json.loads(path.read_text())
     assert stored["step"] == 0 and set(stored["results"]) == set(TASKS)
     right = []
     for record in RECORDS:
@@ -233,7 +270,12 @@ def test_the_command(tiny_run, run, tasks, offline, capsys):
     assert found["bits_per_byte,none"] == pytest.approx(-score / num_bytes / math.log(2), rel=1e-4)
     assert found["word_perplexity,none"] == pytest.approx(math.exp(-score / 6), rel=1e-4)
     assert harness.main([*arguments, "--limit", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["limit"] == 1
+    assert json.loads(capsys.readouterr().out)["protocol"]["novel"]["limit"] == 1
+    assert json.loads(path.read_text()) == stored and path.with_name("lm-eval-limit-1-0.json").exists()
+    (tasks / "other.yaml").write_text((tasks / "novel.yaml").read_text().replace("novel", "other"))
+    assert harness.main([str(tiny_run), "--tasks", "other", "--include-path", str(tasks)]) == 0
+    both = json.loads(path.read_text())
+    assert set(both["results"]) == {*TASKS, "other"} and both["results"]["novel"] == stored["results"]["novel"]
 
 
 def test_mistakes(tiny_run, tasks, offline, capsys, monkeypatch):

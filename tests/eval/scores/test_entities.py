@@ -13,7 +13,6 @@ from train.config import UserError
 
 pytestmark = pytest.mark.filterwarnings("error")
 seqeval = pytest.importorskip("seqeval.metrics", reason="needs the eval extra")
-schemes = pytest.importorskip("seqeval.scheme")
 
 
 def corpora(prefixes):
@@ -23,9 +22,11 @@ def corpora(prefixes):
     return sentences.map(lambda s: tuple([[pair[side] for pair in pairs] for pairs in s] for side in (0, 1)))
 
 
-def check(corpus, tag_scheme, reading, **options):
+@settings(max_examples=60, deadline=None)
+@given(corpus=corpora("BIES"))
+def test_equal_to_conlleval_on_any_tags(corpus):
     predicted, actual = corpus
-    sides = [[set(spans_from_tags(tags, tag_scheme, **reading)) for tags in side] for side in (predicted, actual)]
+    sides = [[set(spans_from_tags(tags, "conlleval")) for tags in side] for side in (predicted, actual)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for ours, theirs, average in (
@@ -36,29 +37,11 @@ def check(corpus, tag_scheme, reading, **options):
         ):
             # Without any entity, its macro average is the mean of nothing.
             if any(map(any, sides)) or average == "micro":
-                expected = theirs(actual, predicted, average=average, **options)
+                expected = theirs(actual, predicted, average=average)
                 assert ours(*sides).value == pytest.approx(expected, abs=1e-12)
         by_type = {kind: measure.value for kind, measure in entity_f1_by_type(*sides).items()}
         if by_type:
-            assert list(by_type.values()) == pytest.approx(seqeval.f1_score(actual, predicted, average=None, **options))
-
-
-@settings(max_examples=60, deadline=None)
-@given(corpus=corpora("BIES"))
-def test_equal_to_conlleval_on_any_tags(corpus):
-    check(corpus, "conlleval", {})
-
-
-@settings(max_examples=40, deadline=None)
-@given(corpus=corpora("BI"))
-def test_equal_to_strict_seqeval_on_any_iob2_tags(corpus):
-    check(corpus, "iob2", {"malformed": "drop"}, mode="strict", scheme=schemes.IOB2)
-
-
-@settings(max_examples=40, deadline=None)
-@given(corpus=corpora("BIES"))
-def test_equal_to_strict_seqeval_on_any_iobes_tags(corpus):
-    check(corpus, "iobes", {"malformed": "drop"}, mode="strict", scheme=schemes.IOBES)
+            assert list(by_type.values()) == pytest.approx(seqeval.f1_score(actual, predicted, average=None))
 
 
 def test_a_corpus_of_several_sentences_by_hand():

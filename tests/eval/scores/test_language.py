@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte by hand; the text's own words count, not those of the text the model saw."""
+"""Perplexity by hand; the text's own words count, not those of the text the model saw."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from data.cache import count_words
 from data.detokenize import detokenize
 from eval.evaluators import measures
-from eval.scores import bits_per_byte, score, word_perplexity
+from eval.scores import score, word_perplexity
 from train.config import UserError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -16,14 +16,12 @@ pytestmark = pytest.mark.filterwarnings("error")
 def test_by_hand():
     nats, words = [2 * math.log(10), math.log(10)], [2, 1]
     assert word_perplexity(nats, words).value == pytest.approx(10)
-    assert bits_per_byte([math.log(2) * 12, 0], [3, 1]).value == pytest.approx(3)
 
 
 def test_equal_to_the_evaluator_of_a_whole_text():
-    nats, words, sizes = [812.5, 90.25, 0.0], [100, 13, 0], [530, 61, 0]
-    whole = measures(sum(nats), 1, num_words=sum(words), num_bytes=sum(sizes))
+    nats, words = [812.5, 90.25, 0.0], [100, 13, 0]
+    whole = measures(sum(nats), 1, num_words=sum(words))
     assert word_perplexity(nats, words).value == pytest.approx(whole["word_perplexity"])
-    assert bits_per_byte(nats, sizes).value == pytest.approx(whole["bits_per_byte"])
 
 
 def test_words_are_those_of_the_original():
@@ -39,4 +37,4 @@ def test_mistakes_are_one_sentence():
     with pytest.raises(UserError, match="nats must not be negative, but document 1 has -2"):
         word_perplexity([1, -2], [1, 1])
     with pytest.raises(UserError, match="1 predictions do not go with 2"):
-        bits_per_byte([1], [1, 2])
+        word_perplexity([1], [1, 2])
