@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -41,7 +42,7 @@ def rows() -> list[dict[str, object]]:
             try:
                 experiment = variant()
                 numbers = {"parameters": size(experiment), "steps": experiment.num_steps}
-            except UserError:  # a run that it starts from is not there yet
+            except (UserError, ValidationError):  # the run that it starts from is not there yet, or is another model
                 numbers = {"parameters": "?", "steps": "?"}
             found.append({"paper": paper, "variant": f"{paper}:{name}", **numbers, "about": about})
     return found

@@ -6,12 +6,10 @@ As BERT does (Devlin et al. 2019, section 4.2): question and context in one row,
 last token, long contexts in overlapping windows, answers of at most 30 tokens.
 """
 
-from data.config import DataConfig, HuggingFace, Pretrained, SpanAnswering
+from data.config import HuggingFace, SpanAnswering
 from data.task_config import Records
-from experiments import dataset, start_from
-from train.config import AdamW, Checkpointing, Evaluation, Experiment, Linear
-
-ENCODER = "runs/minilm"
+from experiments import dataset, fine_tune
+from train.config import Experiment
 
 
 def subset() -> Experiment:
@@ -37,20 +35,13 @@ def full() -> Experiment:
 
 
 def _experiment(name: str, *, train: tuple, validation: tuple, num_steps: int, rate: float) -> Experiment:
-    return Experiment(
-        name=f"squad:{name}",
+    return fine_tune(
+        f"squad:{name}",
+        SpanAnswering(),
+        "span",
+        dict(train=train, validation=validation, length=256),
         num_steps=num_steps,
         batch_size=16,
-        model=start_from(ENCODER, heads=("span",), dropout_rate=0.1, attention_dropout_rate=0.1),
-        init_from=ENCODER,
-        objective=SpanAnswering(),
-        data=DataConfig(
-            train=train, validation=validation, tokenizer=Pretrained(path=f"{ENCODER}/tokenizer"), length=256
-        ),
-        optimizer=AdamW(
-            peak_learning_rate=rate, schedule=Linear(warmup_steps=num_steps // 10), b2=0.999, weight_decay=0.01
-        ),
-        evaluation=Evaluation(every=num_steps),
-        checkpoint=Checkpointing(every=num_steps),
+        peak_learning_rate=rate,
         log_every=20,
     )

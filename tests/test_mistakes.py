@@ -60,6 +60,7 @@ FLAGS = {
     "objective without its head": (["--objective.kind", "masked_lm", "--model.stack", "encoder", "--model.heads", '["span"]'], "model.heads: objective.kind=masked_lm trains ['lm'], the model has ['span']"),
     "unknown objective": (["--objective.kind", "maskedlm"], "objective.kind: 'maskedlm' is none of causal_lm"),
     "sentinels over the model": (["--objective.kind", "span_corruption"], "model.vocab_size: the tokenizer has 360 tokens, the model only 260"),
+    "flag given twice": (["--data.train", "text.txt", "--data.train=text.txt"], """data.train: is given 2 times; several values are one list, such as '["a", "b"]'"""),
     "word without a flag": (["fast"], "'fast': expected --field value"),
 }  # fmt: skip
 

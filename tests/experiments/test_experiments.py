@@ -1,6 +1,7 @@
 """Every experiment file loads, means what its paper says, and survives JSON."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny
@@ -9,7 +10,7 @@ from data.config import MaskedLM
 from experiments.__main__ import main
 from model.config import TransformerConfig
 from train.command_line import papers, variants
-from train.config import Experiment
+from train.config import Experiment, UserError
 
 ALL = {f"{paper}:{name}": f for paper, path in papers().items() for name, f in variants(path).items()}
 
@@ -59,6 +60,22 @@ def test_list_prints_every_variant_with_the_published_number_of_parameters(capsy
     listed = {row["variant"]: row for row in json.loads(capsys.readouterr().out)}
     assert set(listed) == set(ALL)
     assert {name: listed[name]["parameters"] for name in PUBLISHED} == PUBLISHED
+
+
+def test_a_variant_that_starts_from_another_kind_of_model_is_listed_without_its_size(
+    imported_encoder, monkeypatch, capsys
+):
+    Path("runs/minilm/config.json").write_text(Experiment().model_dump_json())
+    monkeypatch.setattr("experiments.__main__.papers", lambda: {"glue": papers()["glue"]})
+    assert main(["list", "--json"]) == 0
+    assert {row["parameters"] for row in json.loads(capsys.readouterr().out)} == {"?"}
+
+
+def test_without_the_run_to_start_from_the_message_says_how_to_make_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("glue:sst2", "squad:subset", "entities:conll2003"):
+        with pytest.raises(UserError, match="as experiments/glue.py says: python -m .*pretrained import FOLDER runs/m"):
+            ALL[name]()
 
 
 @pytest.mark.parametrize(
