@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -10,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from model import positions as pos
 from model.config import TransformerConfig
-from model.layers import Norm, Projection, residual_scale, softcap
+from model.layers import Norm, Projection, residual_scale, softcap, zeros
+from model.taps import is_tapped, tap
 
 
 @flax.struct.dataclass
@@ -96,14 +100,16 @@ def attend(
     is_causal: bool = False,
     sinks: Float[Array, "heads"] | None = None,
     dropout_key: Array | None = None,
+    on_weights: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "batch query heads head_dim"]:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1).
 
-    `is_causal` (and the config's sliding window) count only where there is no `mask`.
+    `is_causal` (and the config's sliding window) count only where there is no `mask`. `on_weights` is given the
+    weights, and gives those that count.
     """
     is_causal = is_causal and mask is None
-    if dropout_key is not None or sinks is not None or config.attention_logit_cap:
-        return _attend_written_out(query, key, value, config, mask, bias, is_causal, sinks, dropout_key)
+    if dropout_key is not None or sinks is not None or config.attention_logit_cap or on_weights is not None:
+        return _attend_written_out(query, key, value, config, mask, bias, is_causal, sinks, dropout_key, on_weights)
     window = (config.sliding_window - 1, 0) if is_causal and config.sliding_window else None
     return jax.nn.dot_product_attention(
         query,
@@ -138,10 +144,12 @@ def _implementation(query: Array, mask: Array | None, bias: Array | None, config
     return "cudnn" if fused else "xla"
 
 
-def _attend_written_out(query, key, value, config, mask, bias, is_causal, sinks, dropout_key):
-    """The same formula with what the library's kernels lack: dropped weights, capped logits, sinks."""
+def _attend_written_out(query, key, value, config, mask, bias, is_causal, sinks, dropout_key, on_weights):
+    """The same formula with what the library's kernels lack: dropped or tapped weights, capped logits, sinks."""
     batch, length, heads, head_dim = query.shape
     weights = attention_weights(query, key, config, mask, bias, is_causal, sinks)
+    if on_weights is not None:
+        weights = on_weights(weights)
     if dropout_key is not None:
         keep = 1.0 - config.attention_dropout_rate
         weights = jnp.where(jax.random.bernoulli(dropout_key, keep, weights.shape), weights / keep, 0.0)
@@ -181,8 +189,7 @@ class Attention(nn.Module):
     """Projections around `attend`; returns the output and the layer's updated cache (None without one).
 
     With `is_cross`, keys and values come from the encoder: from `inputs.memory` where it is given, and are then
-    put into the cache, else from the cache, where a source may serve several rows that follow one another. The
-    weights, averaged over the heads, are among the "intermediates".
+    put into the cache, else from the cache, where a source may serve several rows that follow one another.
     """
 
     config: TransformerConfig
@@ -216,11 +223,7 @@ class Attention(nn.Module):
                 query = query.reshape(key.shape[0], -1, *query.shape[2:])
         sinks = None
         if config.attention_sinks:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))
-            sinks = self.param("sinks", zeros, (config.num_heads,), jnp.dtype(config.param_dtype))
-        if self.is_cross and self.is_mutable_collection("intermediates"):
-            weights = attention_weights(query, key, config, mask, sinks=sinks)
-            self.sow("intermediates", "weights", weights.mean(axis=1))
+            sinks = self.param("sinks", zeros(("heads",)), (config.num_heads,), jnp.dtype(config.param_dtype))
         drops = config.attention_dropout_rate and not self.deterministic
         attended = attend(
             query,
@@ -232,7 +235,9 @@ class Attention(nn.Module):
             is_causal=is_causal,
             sinks=sinks,
             dropout_key=self.make_rng("dropout") if drops else None,
+            on_weights=partial(tap, self, "probabilities") if is_tapped(self, "probabilities") else None,
         )
+        attended = tap(self, "attended", attended)
         output = Projection(
             config,
             (config.embed_dim,),

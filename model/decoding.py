@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from model.attention import KVCache
 from model.config import TransformerConfig
+from model.taps import capture
 from model.transformer import Decoder, EncoderDecoder
 
 # Choosing a token ------------------------------------------------------------------------------------------
@@ -289,9 +290,10 @@ def _apply(model: Decoder | EncoderDecoder, params: Any, with_attention: bool, *
     """Logits, cache, and None or the last layer's attention to the source."""
     if not with_attention:
         return *model.apply({"params": params}, *inputs, **named), None
-    (logits, cache), seen = model.apply({"params": params}, *inputs, **named, mutable=["intermediates"])
-    [weights] = seen["intermediates"]["decoder"]["layers"]["cross_attention"]["weights"]
-    return logits, cache, weights[-1]
+    address = f"decoder/layers/{model.config.num_layers - 1}/cross_attention/probabilities"
+    with capture(address) as taps:
+        logits, cache = model.apply({"params": params}, *inputs, **named)
+    return logits, cache, taps[address].mean(axis=1)
 
 
 @partial(jax.jit, static_argnames=("model", "is_prefix"), donate_argnames="state")

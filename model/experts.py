@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int
 
 from model.config import TransformerConfig
 from model.feed_forward import FeedForward
-from model.layers import ACTIVATIONS, GATED, Projection, kernel_init, residual_scale
+from model.layers import ACTIVATIONS, GATED, Projection, kernel_init, residual_scale, zeros
+from model.taps import tap
 
 Weights = dict[str, tuple[Array, Array | None]]
 """Kernel [experts, inputs, outputs] and bias [experts, outputs] of `up`, `down` and, where it is gated, `gate`."""
@@ -42,7 +43,7 @@ class MixtureOfExperts(nn.Module):
         in_float32 = config.model_copy(update=dict(dtype="float32"))
         router = Projection(in_float32, (config.num_experts,), ("experts",), use_bias=False, name="router")
         logits = router(x)
-        probabilities = jax.nn.softmax(logits)
+        probabilities = tap(self, "probabilities", jax.nn.softmax(logits))
         weights, chosen = _on_own_rows(partial(jax.lax.top_k, k=config.experts_per_token), probabilities)
         if config.normalize_router:
             weights /= weights.sum(axis=-1, keepdims=True)
@@ -99,8 +100,7 @@ class ExpertWeights(nn.Module):
         kernel = self.param("kernel", init, (config.num_experts, inputs, outputs), dtype)
         if not config.use_bias:
             return kernel.astype(config.dtype), None
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("experts", self.axes[1]))
-        bias = self.param("bias", zeros, (config.num_experts, outputs), dtype)
+        bias = self.param("bias", zeros(("experts", self.axes[1])), (config.num_experts, outputs), dtype)
         return kernel.astype(config.dtype), bias.astype(config.dtype)
 
 

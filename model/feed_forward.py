@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from model.config import TransformerConfig
 from model.layers import ACTIVATIONS, GATED, Projection, residual_scale
+from model.taps import tap
 
 
 class FeedForward(nn.Module):
@@ -24,7 +25,7 @@ class FeedForward(nn.Module):
 
         activation = ACTIVATIONS[config.activation]
         hidden = widen("up") * activation(widen("gate")) if config.activation in GATED else activation(widen("up"))
-        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
+        hidden = tap(self, "hidden", nn.with_logical_constraint(hidden, ("batch", "length", "mlp")))
         hidden = nn.Dropout(config.activation_dropout_rate, deterministic=self.deterministic)(hidden)
         return Projection(
             config,

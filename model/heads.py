@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from model.config import TransformerConfig
-from model.layers import ACTIVATIONS, Embedding, Norm, Projection, kernel_init, softcap
+from model.layers import ACTIVATIONS, Embedding, Norm, Projection, kernel_init, softcap, zeros
+from model.taps import tap
 
 
 class LMHead(nn.Module):
@@ -35,11 +36,10 @@ class LMHead(nn.Module):
             kernel = self.param("kernel", kernel_init(config, axes, shape[0]), shape, jnp.dtype(config.param_dtype))
             logits = jnp.einsum("ble,ev->blv", x.astype(config.dtype), kernel.astype(config.dtype))
         if config.head_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
-            bias = self.param("bias", zeros, (config.vocab_size,), jnp.dtype(config.param_dtype))
+            bias = self.param("bias", zeros(("vocab",)), (config.vocab_size,), jnp.dtype(config.param_dtype))
             logits += bias.astype(logits.dtype)
         logits = softcap(logits, config.logit_cap)
-        return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
+        return tap(self, "output", nn.with_logical_constraint(logits, ("batch", "length", "vocab")))
 
 
 def pool(
@@ -88,6 +88,7 @@ class EncoderHeads(nn.Module):
         pooled = pool(x, segment_ids, config.pooling)
         if config.pooler != "none":
             pooled = ACTIVATIONS[config.pooler](linear("pooler", pooled, config.embed_dim))
+        pooled = tap(self, "pooled", pooled)
         outputs = {"pooled": pooled[:, 0]}
         for head in config.heads:
             match head:

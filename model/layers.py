@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from model.config import TransformerConfig
+from model.taps import tap
 
 ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -24,9 +26,36 @@ ACTIVATIONS = {
 GATED = ("swiglu", "geglu", "reglu")
 
 
+@flax.struct.dataclass
+class Parameter(nn.LogicallyPartitioned):
+    """A new parameter's box: its value, the names of its dims, and what it began as."""
+
+    initializer: str = flax.struct.field(default="", pytree_node=False)
+
+
+def _born(initializer: nn.initializers.Initializer, told: str, axes: tuple[str | None, ...]):
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Parameter:
+        return Parameter(initializer(key, shape, dtype), axes, initializer=told)
+
+    return init
+
+
 def normal(stddev: float, axes: tuple[str | None, ...]) -> nn.initializers.Initializer:
     """Gaussian initializer whose parameter knows its logical axes."""
-    return nn.with_logical_partitioning(nn.initializers.normal(stddev), axes)
+    return _born(nn.initializers.normal(stddev), f"normal({stddev:.4g})", axes)
+
+
+def truncated_normal(stddev: float, axes: tuple[str | None, ...]) -> nn.initializers.Initializer:
+    """The same, without what is beyond two standard deviations."""
+    return _born(nn.initializers.truncated_normal(stddev), f"truncated_normal({stddev:.4g})", axes)
+
+
+def zeros(axes: tuple[str | None, ...]) -> nn.initializers.Initializer:
+    return _born(nn.initializers.zeros, "zeros", axes)
+
+
+def ones(axes: tuple[str | None, ...]) -> nn.initializers.Initializer:
+    return _born(nn.initializers.ones, "ones", axes)
 
 
 def kernel_init(
@@ -35,10 +64,8 @@ def kernel_init(
     """Initializer of a kernel over `num_inputs` inputs; `scale` multiplies its standard deviation."""
     if config.initializer == "fan_in":
         return normal(scale / math.sqrt(num_inputs), axes)
-    if config.initializer == "truncated_normal":
-        stddev = scale * config.init_stddev
-        return nn.with_logical_partitioning(nn.initializers.truncated_normal(stddev), axes)
-    return normal(scale * config.init_stddev, axes)
+    kind = truncated_normal if config.initializer == "truncated_normal" else normal
+    return kind(scale * config.init_stddev, axes)
 
 
 def residual_scale(config: TransformerConfig) -> float:
@@ -73,9 +100,9 @@ class Projection(nn.Module):
         contract = tuple(range(x.ndim - len(inputs), x.ndim)), tuple(range(len(inputs)))
         y = jax.lax.dot_general(x.astype(config.dtype), kernel.astype(config.dtype), (contract, ((), ())))
         if self.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.feature_axes)
-            y += self.param("bias", zeros, self.features, jnp.dtype(config.param_dtype)).astype(config.dtype)
-        return y
+            bias = self.param("bias", zeros(self.feature_axes), self.features, jnp.dtype(config.param_dtype))
+            y += bias.astype(config.dtype)
+        return tap(self, "output", y)
 
 
 class Embedding(nn.Module):
@@ -89,16 +116,14 @@ class Embedding(nn.Module):
     def setup(self):
         config = self.config
         axes = (self.axis, "embed" if config.embedding_dim is None else "features")
-        init = normal(self.stddev, axes)
-        if config.initializer == "truncated_normal":
-            init = nn.with_logical_partitioning(nn.initializers.truncated_normal(self.stddev), axes)
+        init = (truncated_normal if config.initializer == "truncated_normal" else normal)(self.stddev, axes)
         shape = (self.rows, config.size_of_embedding)
         self.embedding = self.param("embedding", init, shape, jnp.dtype(config.param_dtype))
 
     def __call__(self, ids: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
         # A gather from a table sharded on both dims makes XLA replicate its result; gather from whole rows instead.
         table = nn.with_logical_constraint(self.embedding.astype(self.config.dtype), (None, None))
-        return jnp.take(table, ids, axis=0)
+        return tap(self, "output", jnp.take(table, ids, axis=0))
 
     def attend(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length rows"]:
         return jnp.einsum("ble,ve->blv", x.astype(self.config.dtype), self.embedding.astype(self.config.dtype))
@@ -126,10 +151,9 @@ class Norm(nn.Module):
         if kind == "layer":
             y -= y.mean(axis=-1, keepdims=True)
         y *= jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + config.norm_epsilon)
-        start = nn.initializers.zeros if config.norm_zero_centered else nn.initializers.ones
-        scale = self.param("scale", nn.with_logical_partitioning(start, (self.axis,)), shape, dtype)
+        start = zeros if config.norm_zero_centered else ones
+        scale = self.param("scale", start((self.axis,)), shape, dtype)
         y *= scale.astype(jnp.float32) + (1.0 if config.norm_zero_centered else 0.0)
         if kind == "layer" and config.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
-            y += self.param("bias", zeros, shape, dtype).astype(jnp.float32)
-        return y.astype(config.dtype)
+            y += self.param("bias", zeros((self.axis,)), shape, dtype).astype(jnp.float32)
+        return tap(self, "output", y.astype(config.dtype))

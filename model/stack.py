@@ -14,7 +14,8 @@ from model.attention import Attention, AttentionInputs, KVCache
 from model.config import TransformerConfig, Unscaled
 from model.experts import MixtureOfExperts
 from model.feed_forward import FeedForward
-from model.layers import Embedding, Norm, Projection
+from model.layers import Embedding, Norm, Projection, normal
+from model.taps import PATCHES, TAPS, tap
 
 RESIDUAL = ("batch", "length", None)
 
@@ -69,8 +70,7 @@ class Layer(nn.Module):
             if self.has_memory:
                 x = sublayer(x, "cross_attention", attention("cross_attention"))
             x = sublayer(x, "feed_forward", feed_forward)
-        self.sow("intermediates", "hidden", x)
-        return x, cache
+        return tap(self, "output", x), cache
 
 
 class Stack(nn.Module):
@@ -112,7 +112,7 @@ class Stack(nn.Module):
             x += self.sentence_embedding(jnp.zeros_like(positions) if sentence_ids is None else sentence_ids)
         if config.embedding_norm:
             x = self.embedding_norm(x)
-        x = self.dropout(x, deterministic=deterministic)
+        x = tap(self, "embedded", self.dropout(x, deterministic=deterministic))
         return nn.with_logical_constraint(x, RESIDUAL)
 
     @nn.compact
@@ -138,7 +138,7 @@ class Stack(nn.Module):
         if config.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
             layer = nn.remat(layer, prevent_cse=config.layer_loop == "unroll", policy=policy)
-        axes = {"losses": 0, "intermediates": 0} | ({} if config.share_layers else {"params": 0})
+        axes = {"losses": 0, "intermediates": 0, TAPS: 0, PATCHES: 0} | ({} if config.share_layers else {"params": 0})
         layers = nn.scan(
             layer,
             variable_axes=axes,
@@ -165,7 +165,7 @@ class Stack(nn.Module):
         if config.positions != "t5_relative":
             return None
         stddev = config.embed_dim**-0.5 if config.initializer == "fan_in" else config.init_stddev
-        init = nn.with_logical_partitioning(nn.initializers.normal(stddev), (None, "heads"))
+        init = normal(stddev, (None, "heads"))
         shape = (config.relative_buckets, config.num_heads)
         table = self.param("relative_bias", init, shape, jnp.dtype(config.param_dtype))
         buckets = pos.t5_bucket(distance, config.relative_buckets, config.relative_max_distance, is_causal)

@@ -22,6 +22,7 @@ from model.config import TransformerConfig
 from model.heads import EncoderHeads, LMHead
 from model.layers import token_embedding
 from model.stack import Stack
+from model.taps import Tapped
 
 Ids = Int[Array | np.ndarray, "batch length"]
 
@@ -33,7 +34,7 @@ def _prepared(tokens, positions, *others):
     return tokens, positions, *(None if other is None else jnp.asarray(other) for other in others)
 
 
-class Decoder(nn.Module):
+class Decoder(Tapped):
     """Causal language model: embeddings, blocks, distribution over the vocabulary."""
 
     config: TransformerConfig
@@ -69,7 +70,7 @@ class Decoder(nn.Module):
         return logits if cache is None else (logits, new_cache)
 
 
-class Encoder(nn.Module):
+class Encoder(Tapped):
     """Bidirectional encoder with the heads of its config."""
 
     config: TransformerConfig
@@ -104,7 +105,7 @@ class Encoder(nn.Module):
         return outputs
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Tapped):
     """Sequence to sequence: a bidirectional encoder and a causal decoder that attends to it."""
 
     config: TransformerConfig
@@ -200,7 +201,7 @@ def generator_config(config: TransformerConfig, fraction: float) -> TransformerC
     return TransformerConfig.model_validate(config.model_dump() | changes)
 
 
-class ReplacedTokenDetector(nn.Module):
+class ReplacedTokenDetector(Tapped):
     """ELECTRA (Clark et al. 2020): a small masked LM replaces words, the encoder tells which."""
 
     config: TransformerConfig

@@ -14,6 +14,7 @@ from model import decoding, tree
 from model.beam_search import BeamSearch, beam_search, hypothesis_score
 from model.config import TransformerConfig
 from model.decoding import UNCONSTRAINED, Constraints, Sampling
+from model.taps import capture
 from model.transformer import initialize, transformer
 from train import sharding
 from train.config import Mesh
@@ -76,9 +77,10 @@ def forward(kind: str):
     def forward(tokens, prompt_lengths, sources, source_lengths):
         if kind == "encoder_decoder":
             segments = (jnp.arange(sources.shape[1]) < source_lengths[:, None]).astype(jnp.int32)
-            named = dict(encoder_segment_ids=segments, mutable=["intermediates"])
-            logits, seen = model.apply({"params": params}, sources, tokens, **named)
-            attention = seen["intermediates"]["decoder"]["layers"]["cross_attention"]["weights"][0][-1]
+            address = f"decoder/layers/{model.config.num_layers - 1}/cross_attention/probabilities"
+            with capture(address) as taps:
+                logits = model.apply({"params": params}, sources, tokens, encoder_segment_ids=segments)
+            attention = taps[address].mean(axis=1)
         else:
             prefix = jnp.arange(tokens.shape[1]) < prompt_lengths[:, None]
             logits = model.apply({"params": params}, tokens, prefix=prefix if kind == "prefix" else None)

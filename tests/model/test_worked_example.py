@@ -22,6 +22,7 @@ import pytest
 
 from model import attention, decoding, tree
 from model.config import TransformerConfig
+from model.taps import capture
 from model.transformer import EncoderDecoder, initialize
 
 SENTENCE = "我今天吃饭吃得很好很开心"
@@ -75,10 +76,11 @@ def stages(untrained) -> SimpleNamespace:
         def embed(model: EncoderDecoder) -> jax.Array:
             return model.encoder.embed(model.token_embedding(tokens), places, None, deterministic=True)
 
-        encoded, seen = MODEL.apply(variables, CHARACTERS, method="encode", mutable=["intermediates"])
+        with capture("encoder/layers/*/output") as taps:
+            encoded = MODEL.apply(variables, CHARACTERS, method="encode")
         return dict(
             embedded=MODEL.apply(variables, method=embed),
-            layers=seen["intermediates"]["encoder"]["layers"]["hidden"][0],
+            layers=taps.stack("encoder/layers/*/output"),
             encoded=encoded,
             logits=MODEL.apply(variables, encoded, READ, method="decode"),
         )

@@ -15,6 +15,7 @@ from safetensors import deserialize
 from model import decoding
 from model.config import TransformerConfig
 from model.decoding import Sampling
+from model.taps import capture
 from model.transformer import transformer
 
 
@@ -37,8 +38,10 @@ class Tokens:
 @partial(jax.jit, static_argnums=0)
 def apply(model, params: dict[str, Any], *inputs: jax.Array, **named: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
     """The model's output, and of "encoder" and "decoder" all layers' states [layers, batch, length, embed]."""
-    outputs, state = model.apply({"params": params}, *inputs, **named, mutable=["intermediates"])
-    return outputs, {name: stack["layers"]["hidden"][0] for name, stack in state["intermediates"].items()}
+    with capture("*/layers/*/output") as taps:
+        outputs = model.apply({"params": params}, *inputs, **named)
+    stacks = {address.split("/")[0] for address in taps}
+    return outputs, {stack: taps.stack(f"{stack}/layers/*/output") for stack in stacks}
 
 
 def greedy(

@@ -21,6 +21,14 @@ def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dic
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
 
 
+def glob(pattern: str) -> Callable[[str], bool]:
+    """Whether a path is like the pattern, as a whole: `*` stands for any part or piece of one, `**` for any number."""
+    parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
+    known = {"*": "[^/]*", "**": ".*", "**/": "(?:.*/)?"}
+    compiled = re.compile("".join(known.get(part, re.escape(part)) for part in parts))
+    return lambda path: compiled.fullmatch(path) is not None
+
+
 def unbox(boxed: Any) -> Any:
     """The plain nested dict inside a tree from `initialize`, without the names of its dims; plain leaves stay."""
     return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, boxed, is_leaf=is_box)
@@ -71,3 +79,17 @@ def table(tree: Any) -> str:
     padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
     padded.append([cell.rjust(max(map(len, counts))) for cell in counts])
     return "\n".join("  ".join(row) for row in zip(*padded, strict=True))
+
+
+def show(tree: Any) -> None:
+    """A tree to open and close in a notebook, with the values of its arrays, through treescope."""
+    import treescope
+
+    treescope.display(tree, autovisualize=True, ignore_exceptions=True)
+
+
+def show_sharding(array: jax.Array) -> None:
+    """A drawing of which device holds which part of an array, in a notebook."""
+    import treescope
+
+    treescope.show(treescope.render_array_sharding(array))
