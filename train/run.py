@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -30,9 +31,10 @@ from data.storage import write_atomically
 from model import tree
 from train import checkpoint
 from train.command_line import read_config
-from train.config import Experiment, UserError, changed_fields
+from train.config import Experiment, Full, Mesh, UserError, changed_fields
 from train.objective import Model, make_model
 from train.params import restore_params
+from train.sharding import make_mesh
 from train.tuning import initialize_all
 
 
@@ -86,6 +88,52 @@ def load_run(run: str | Path, step: int | str = "latest") -> Run:
     tokenizer = tokenizers.load(folder / str(chosen) / "tokenizer")
     loss = (manifest["validation"] or {}).get("loss") if count == 1 else None
     return Run(directory, config, model, params, tokenizer, chosen, count, loss)
+
+
+def save_run(
+    directory: str | Path, config: Experiment, params: Any, tokenizer: tokenizers.Tokenizer, beside: Sequence[Path] = ()
+) -> None:
+    """Make a run directory of parameters that were not trained in it: imported, or changed. It is at step 0.
+
+    Every command opens it, and `--init-from` trains on from it. `beside`: files to keep in its folder `pretrained/`.
+    Raises UserError where the directory is not empty, or the parameters are not those of the config's model.
+
+        run = load_run("runs/a")
+        save_run("runs/pruned", run.config, prune(run.params, 0.5)[0], run.tokenizer)
+    """
+    directory = require_empty(directory)
+    config = Experiment.model_validate(config.model_dump() | {"run_dir": str(directory), "tuning": Full().model_dump()})
+    expected = tree.unbox(jax.eval_shape(partial(initialize_all, make_model(config), config.tuning), jax.random.key(0)))
+    shapes = [{name: tuple(x.shape) for name, x in tree.named_leaves(part).items()} for part in (expected, params)]
+    if shapes[0] != shapes[1]:
+        name = next(name for name in (*shapes[0], *shapes[1]) if shapes[0].get(name) != shapes[1].get(name))
+        raise UserError(
+            f"{name} is {shapes[1].get(name, 'missing')}, the config's model has {shapes[0].get(name, 'none')}"
+        )
+    opened = RunDirectory(config)
+    try:
+        opened.write_environment(make_mesh(Mesh()))
+        tokenizer.save(directory / "tokenizer")
+        for path in beside:
+            (directory / "pretrained").mkdir(exist_ok=True)
+            shutil.copy(path, directory / "pretrained" / path.name)
+
+        def write_extras(where: Path) -> None:
+            (where / "config.json").write_text(config.model_dump_json(indent=2), "utf-8")
+            tokenizer.save(where / "tokenizer")
+
+        checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep_last=1, keep_best=0, verify=True)
+        checkpoints.save_params(params, write_extras=write_extras)
+    finally:
+        opened.close()
+
+
+def require_empty(directory: str | Path) -> Path:
+    """The directory, where nothing is there yet; else a UserError."""
+    directory = Path(directory)
+    if directory.exists() and any(directory.iterdir() if directory.is_dir() else [directory]):
+        raise UserError(f"{directory} is not empty; name another run directory")
+    return directory
 
 
 def _candidates(folder: Path, step: int | str, metric: str) -> tuple[list[int], int]:

@@ -69,35 +69,15 @@ def import_run(options: argparse.Namespace) -> None:
     from data import tokenizer as tokenizers
     from model.pretrained import read_model
     from model.tree import count
-    from train import sharding
-    from train.checkpoint import Checkpoints
-    from train.config import Mesh
-    from train.run import RunDirectory
+    from train.run import require_empty, save_run
 
-    if options.run.exists() and any(options.run.iterdir() if options.run.is_dir() else [options.run]):
-        raise UserError(f"{options.run} is not empty; name another run directory")
+    require_empty(options.run)
     folder = find_folder(options.folder)
     overrides = {"dtype": options.dtype} if options.dtype else {}
     config, params = read_model(folder, overrides=overrides)
     tokenizer = tokenizers.load(options.tokenizer or folder)
     experiment = _experiment(options.run, config, tokenizer)
-    directory = RunDirectory(experiment)
-    try:
-        directory.write_environment(sharding.make_mesh(Mesh()))
-        tokenizer.save(directory.path / "tokenizer")
-        for name in KEPT:
-            if (folder / name).is_file():
-                (directory.path / "pretrained").mkdir(exist_ok=True)
-                shutil.copy(folder / name, directory.path / "pretrained" / name)
-
-        def write_extras(where: Path) -> None:
-            (where / "config.json").write_text(experiment.model_dump_json(indent=2), "utf-8")
-            tokenizer.save(where / "tokenizer")
-
-        checkpoints = Checkpoints(directory.path / "checkpoints", keep_last=1, keep_best=0, verify=True)
-        checkpoints.save_params(params, write_extras=write_extras)
-    finally:
-        directory.close()
+    save_run(options.run, experiment, params, tokenizer, [folder / name for name in KEPT if (folder / name).is_file()])
     print(f"{count(params):,} parameters of {folder} are in {options.run}")
 
 
