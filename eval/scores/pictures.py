@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ft2font import FT2Font
 
+from eval.fonts import fonts, shown
 from eval.scores import f1
 from eval.scores.classification import Labels, binned_confidences, confusion_matrix
 
-_CHINESE_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")
 _MOST_NUMBERS = 25  # classes, beyond which a number no longer fits into its cell
 
 
@@ -28,11 +24,11 @@ def draw_confusion_matrix(predictions: Labels, references: Labels, path: str | P
     labels, matrix = confusion_matrix(predictions, references)
     fractions = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     size = 2.5 + 0.45 * min(len(labels), 60)
-    with _fonts():
+    with fonts():
         figure = Figure(figsize=(size + 1, size), layout="constrained")
         axes = figure.add_subplot()
         image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-        names = [_shown(str(label), i) for i, label in enumerate(labels)]
+        names = [shown(str(label), f"class {i}") for i, label in enumerate(labels)]
         axes.set_xticks(range(len(labels)), names, rotation=90 if max(map(len, names)) > 3 else 0)
         axes.set_yticks(range(len(labels)), names)
         axes.set_xlabel("predicted")
@@ -53,7 +49,7 @@ def draw_reliability(
     count, right, confidence = f1.by_class(sums)
     filled = count > 0
     accuracy, middle = right[filled] / count[filled], (np.arange(bins)[filled] + 0.5) / bins
-    with _fonts():
+    with fonts():
         figure = Figure(figsize=(4.5, 4.5), layout="constrained")
         axes = figure.add_subplot()
         axes.bar(middle, accuracy, width=1 / bins, edgecolor="black", color="#3f86e0", label="accuracy")
@@ -62,28 +58,6 @@ def draw_reliability(
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
         axes.legend(loc="upper left")
         _save(figure, path)
-
-
-def _fonts() -> matplotlib.rc_context:
-    return matplotlib.rc_context({"font.family": list(_installed())})
-
-
-@cache
-def _installed() -> tuple[str, ...]:
-    there = set(font_manager.fontManager.get_font_names())
-    return ("DejaVu Sans", *(name for name in _CHINESE_FONTS if name in there))
-
-
-@cache
-def _characters() -> frozenset[int]:
-    """Code points that the fonts can show."""
-    return frozenset(code for name in _installed() for code in FT2Font(font_manager.findfont(name)).get_charmap())
-
-
-def _shown(label: str, number: int) -> str:
-    if label and all(ord(character) in _characters() for character in label):
-        return label.replace("$", r"\$")  # which would begin a formula
-    return f"class {number}"
 
 
 def _save(figure: Figure, path: str | Path) -> None:
