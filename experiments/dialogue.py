@@ -6,6 +6,14 @@
 The assistant's turns alone are learned; the user's are context. Scores are perplexity over the assistant's turns and
 the variety of sampled replies (distinct-1 and 2, Li et al. 2016). DialoGPT (Zhang et al. 2020) and CDial-GPT (Wang et
 al. 2020) do the same from pretrained models, with thousands of times the text.
+
+Obtained: `lccc`, its 2,000 validation exchanges, seed 0: perplexity 85.2 (95 % interval 80.1 to 91.1) per character,
+ends of turns among them, distinct-1 and 2 of sampled replies 0.30 and 0.58, in 10 minutes on one CPU core.
+`dailydialog`: not yet run. A conversation with `lccc`, replies of at most 20 characters at temperature 0.7:
+
+    You: 你好              Model: 你还好！
+    You: 今天吃什么         Model: 这个你吃
+    You: 你喜欢看电影吗     Model: 还没有
 """
 
 from data.config import Characters, DataConfig, Dialogue, SentencePiece

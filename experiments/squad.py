@@ -4,6 +4,10 @@
 
 As BERT does (Devlin et al. 2019, section 4.2): question and context in one row, two linear layers for the first and the
 last token, long contexts in overlapping windows, answers of at most 30 tokens.
+
+Obtained: `subset`, its 700 dev questions, seed 0, MiniLM-L6: exact match 48.7 (95 % interval 45.0 to 52.0), F1 61.3
+(58.2 to 64.4), by the definitions of the official script, in 50 minutes on one CPU core; the sentence with most words
+of the question has F1 16.6. BERT base has 80.8 and 88.5 on all of dev, from all of train. `full`: not run.
 """
 
 from data.config import HuggingFace, SpanAnswering

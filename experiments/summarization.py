@@ -6,6 +6,10 @@
 
 Scores are ROUGE-1, 2 and L, with stemming in English and over characters in Chinese. Published results come from
 pretrained models and are far above these: BART-large has ROUGE-1/2/L 47.28/21.18/44.83 on DialogSum (Chen et al. 2021).
+
+Obtained: `csl`, test, seed 0: ROUGE-1/2/L 12.8/3.5/11.4 in 31 minutes on one CPU core, far below the first 18
+characters of the abstract, 35.9 in ROUGE-1: from 950 abstracts the model learns how titles sound, not to copy.
+`dialogsum`: not yet run.
 """
 
 from data.config import Characters, DataConfig, SentencePiece, TextToText
