@@ -42,12 +42,12 @@ def _born(initializer: nn.initializers.Initializer, told: str, axes: tuple[str |
 
 def normal(stddev: float, axes: tuple[str | None, ...]) -> nn.initializers.Initializer:
     """Gaussian initializer whose parameter knows its logical axes."""
-    return _born(nn.initializers.normal(stddev), f"normal({stddev:.4g})", axes)
+    return _born(nn.initializers.normal(stddev), f"normal {stddev:.6g}", axes)
 
 
 def truncated_normal(stddev: float, axes: tuple[str | None, ...]) -> nn.initializers.Initializer:
     """The same, without what is beyond two standard deviations."""
-    return _born(nn.initializers.truncated_normal(stddev), f"truncated_normal({stddev:.4g})", axes)
+    return _born(nn.initializers.truncated_normal(stddev), f"truncated_normal {stddev:.6g}", axes)
 
 
 def zeros(axes: tuple[str | None, ...]) -> nn.initializers.Initializer:

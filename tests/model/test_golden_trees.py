@@ -231,7 +231,8 @@ def traced(model: nn.Module) -> tuple[Any, dict[str, str]]:
     param = nn.Module.param
 
     def recording(self: nn.Module, name: str, init: Callable, *args: Any, **named: Any) -> Any:
-        init_fn = inspect.unwrap(init)
+        # What makes the numbers, not what is told of it.
+        init_fn = inspect.getclosurevars(inspect.unwrap(init)).nonlocals["initializer"]
         stddev = inspect.getclosurevars(init_fn).nonlocals.get("stddev")
         kind = init_fn.__qualname__.split(".")[0]
         found["/".join((*self.path, name))] = kind if stddev is None else f"{kind} {stddev:.6g}"
@@ -254,6 +255,8 @@ def golden(boxed: Any, initializers: dict[str, str]) -> str:
 def test_tree(name):
     published = PUBLISHED[name]
     boxed, initializers = traced(published.model())
+    boxes = tree.named_leaves(boxed, is_leaf=tree.is_box)
+    assert {path: box.initializer for path, box in boxes.items()} == initializers
     assert golden(boxed, initializers) == (GOLDEN / f"{name}.txt").read_text("utf-8")
     assert tree.count(boxed) == published.count
     assert published.count == pytest.approx(published.rounded * 1e6, rel=0.06)

@@ -53,7 +53,7 @@ def test_tree_lists_what_load_run_opens(runs, capsys):
     ]
     by_path = {row["path"]: row for row in rows}
     row = by_path["decoder/layers/self_attention/query/kernel"]
-    assert (row["dims"], row["initializer"], row["decays"]) == ("layers embed heads head_dim", "normal(0.02)", True)
+    assert (row["dims"], row["initializer"], row["decays"]) == ("layers embed heads head_dim", "normal 0.02", True)
     assert by_path["decoder/final_norm/scale"]["initializer"] == "ones"
     assert not by_path["decoder/final_norm/scale"]["decays"]
     text = answer(capsys, "tree", runs / "a")
