@@ -112,4 +112,4 @@ def _states(run: Run, reading: Reading) -> dict[str, Array]:
 
 def _read_as_last(run: Run, reading: Reading, last: str, state: Array) -> Array:
     """The model's logits if this were what its last layer gives."""
-    return tapped(run, reading, patch={last: replace(state)})[0]["lm"]
+    return tapped(run, reading, replaced={last: state})[0]["lm"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ from jaxtyping import Array, Float
 
 from data.task_encoding import TaskEncoder, target_tokenizer
 from eval.source_reader import SourceReader, reads_sources
-from model.taps import Patch, capture
+from model.taps import capture, replace
 from model.transformer import Decoder, Encoder, EncoderDecoder
 from train.config import UserError
+from train.objective import Model
 from train.run import Run
 
 
@@ -84,22 +86,28 @@ def read(run: Run, text: str, second: str | None = None) -> Reading:
 
 def call(run: Run, params: Any, inputs: Mapping[str, Any]) -> dict[str, Array]:
     """The model's outputs by head; a language model's are `lm`."""
-    outputs = run.model.apply({"params": params}, **inputs)
+    return _by_head(run.model.apply({"params": params}, **inputs))
+
+
+def _by_head(outputs: Any) -> dict[str, Array]:
     return outputs if isinstance(outputs, dict) else {"lm": outputs}
 
 
 def tapped(
-    run: Run, reading: Reading, *patterns: str, patch: Mapping[str, Patch] | None = None
+    run: Run, reading: Reading, *patterns: str, replaced: Mapping[str, Array] | None = None
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Outputs by head, and activations by address."""
+    """Outputs by head, and activations by address, with others in the place of some.
 
-    @jax.jit
-    def compute(params, inputs):
-        with capture(*patterns, patch=patch) as taps:
-            outputs = call(run, params, inputs)
-        return outputs, dict(taps)
+    Compiled once for readings of one length.
+    """
+    return _tapped(run.model, run.params, dict(reading.inputs), dict(replaced or {}), patterns)
 
-    return compute(run.params, dict(reading.inputs))
+
+@partial(jax.jit, static_argnames=("model", "patterns"))
+def _tapped(model: Model, params: Any, inputs: dict[str, Array], replaced: dict[str, Array], patterns: tuple[str, ...]):
+    with capture(*patterns, patch={address: replace(value) for address, value in replaced.items()}) as taps:
+        outputs = model.apply({"params": params}, **inputs)
+    return _by_head(outputs), dict(taps)
 
 
 @dataclass(frozen=True)
