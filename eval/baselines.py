@@ -110,7 +110,8 @@ def compare_with_baselines(directory: str, split: str, step: str | int) -> dict[
 
 def table(result: dict[str, Any]) -> str:
     """Aligned lines for a person: of each score the run's value and the baselines', with intervals."""
-    from eval.results import aligned, number, protocols
+    from eval.results import number, protocols
+    from model.tree import aligned
 
     rows = [("", "", "value", "95 % interval", "run - baseline", "95 % interval", "p")]
     systems, last = result["baselines"], None

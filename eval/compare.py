@@ -110,7 +110,8 @@ def compare_measures(first: Sequence[Measure], second: Sequence[Measure]) -> lis
 
 def table(result: dict[str, Any]) -> str:
     """Aligned lines for a person."""
-    from eval.results import aligned, number, protocols
+    from eval.results import number, protocols
+    from model.tree import aligned
 
     found = result["comparisons"]
     heads = [(side, result[side]) for side in ("first", "second")]

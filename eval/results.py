@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data.storage import write_atomically
 from data.task_config import Classification, Task
 from eval.task_measures import Prediction, confidences, measures
+from model.tree import aligned
 
 if TYPE_CHECKING:
     from train.run import Run
@@ -90,13 +91,6 @@ def protocols(scores: Sequence[dict[str, Any]]) -> Iterator[str]:
     parts = [re.split(r"; (?=(?:paired )?[\d.]+% )", score["protocol"], maxsplit=1) for score in scores]
     yield from aligned([(score["name"], part[0]) for score, part in zip(scores, parts, strict=True)])
     yield from dict.fromkeys(f"intervals: {interval}" for _, *rest in parts for interval in rest)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines whose columns stand under each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def number(value: float | None) -> str:

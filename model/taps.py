@@ -27,8 +27,7 @@ Without a capture nothing of this is in the compiled program.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from model.tree import glob
+from model.tree import glob, near
 
 TAPS, PATCHES = "taps", "patches"
 """Collections of variables: what is read, and in which layers something is changed."""
@@ -90,7 +89,7 @@ class Taps(Mapping[str, Array]):
 
     def __getitem__(self, address: str) -> Array:
         if address not in self._values:
-            raise KeyError(f"{address} was not captured{_near(address, self._values)}")
+            raise KeyError(f"{address} was not captured{near(address, self._values)}")
         return self._values[address]
 
     def __iter__(self) -> Iterator[str]:
@@ -198,7 +197,7 @@ class Taps(Mapping[str, Array]):
         for pattern, is_match in patterns:
             if not any(map(is_match, self._addresses)):
                 raise ValueError(
-                    f"{pattern}: the model has no activation of this address{_near(pattern, self._addresses)}"
+                    f"{pattern}: the model has no activation of this address{near(pattern, self._addresses)}"
                 )
 
 
@@ -272,11 +271,6 @@ class Tapped(nn.Module):
         return active.apply(
             lambda model, *a, **k: nn.Module.apply(model, *a, **k), self, variables, args, mutable, rest
         )
-
-
-def _near(address: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(address, known, 3, 0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
 
 
 def _layer_counts(model: nn.Module, params: Mapping[str, Any]) -> dict[str, int]:

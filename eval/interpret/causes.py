@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,7 +43,7 @@ def head_effects(run: Run, readings: Sequence[Reading], score: Score | Target | 
             return scores(call(run, params, inputs), inputs)
 
     heads = np.arange(run.config.model.num_heads)
-    changes = [[_mean(jax.jit(_bind(without, layer)), run, readings, heads)] for layer in layers]
+    changes = [[_mean(jax.jit(partial(without, layer)), run, readings, heads)] for layer in layers]
     return _effects(run, readings, scores, np.concatenate(changes), [f"{stack}/layers/{i}" for i in layers])
 
 
@@ -59,12 +60,8 @@ def layer_effects(run: Run, readings: Sequence[Reading], score: Score | Target |
         with capture(patch={f"{stack}/layers/{layer}/output": replace(taps[before])}):
             return scores(call(run, params, inputs), inputs)
 
-    changes = [_mean(jax.jit(_bind(without, layer)), run, readings, np.zeros(1, int))[0] for layer in layers]
+    changes = [_mean(jax.jit(partial(without, layer)), run, readings, np.zeros(1, int))[0] for layer in layers]
     return _effects(run, readings, scores, np.array(changes), [f"{stack}/layers/{i}" for i in layers])
-
-
-def _bind(without: Callable, layer: int) -> Callable:
-    return lambda params, inputs, head: without(layer, params, inputs, head)
 
 
 def _mean(compute: Callable, run: Run, readings: Sequence[Reading], parts: np.ndarray) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +28,15 @@ def glob(pattern: str) -> Callable[[str], bool]:
     known = {"*": "[^/]*", "**": ".*", "**/": "(?:.*/)?"}
     compiled = re.compile("".join(known.get(part, re.escape(part)) for part in parts))
     return lambda path: compiled.fullmatch(path) is not None
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The rest of a sentence about a path that is not there: those near to it, or the first of all."""
+    known = list(known)
+    if close := difflib.get_close_matches(name, known, 3, 0.5):
+        return f"; did you mean {' or '.join(close)}?"
+    rest = f" and {len(known) - 20:,} more" if len(known) > 20 else ""
+    return f"; there are {', '.join(known[:20])}{rest}"
 
 
 def unbox(boxed: Any) -> Any:
@@ -75,10 +85,16 @@ def table(tree: Any) -> str:
         for (name, x), names in zip(leaves.items(), dims, strict=True)
     ]
     rows.append(("total", "", "", "", f"{count(tree):,}"))
-    *columns, counts = [column for column in zip(*rows, strict=True) if any(column)]
-    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
-    padded.append([cell.rjust(max(map(len, counts))) for cell in counts])
-    return "\n".join("  ".join(row) for row in zip(*padded, strict=True))
+    columns = [column for column in zip(*rows, strict=True) if any(column)]
+    return "\n".join(aligned(list(zip(*columns, strict=True)), right=[len(columns) - 1]))
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:
+    """Lines whose columns stand under each other; those of these numbers end together."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [f"{c:>{w}}" if i in right else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        yield "  ".join(cells).rstrip()
 
 
 def show(tree: Any) -> None:

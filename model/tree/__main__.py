@@ -118,18 +118,15 @@ def _tree(options: argparse.Namespace) -> None:
         }
         for name, array in arrays.items()
     ]
-    if options.format == "json":
-        print(json.dumps(rows, indent=1))
-        return
-    if options.format == "html":
-        print(page.tree(options.path, rows))
+    if options.format != "text":
+        print(json.dumps(rows, indent=1) if options.format == "json" else page.tree(options.path, rows))
         return
     columns = ["path", "shape", "dtype", "count", "bytes"]
     columns += [name for name in ("dims", "initializer", "decays", "sharding") if any(row.get(name) for row in rows)]
     lines = [columns] + [[_cell(name, row.get(name, "")) for name in columns] for row in rows]
     for name, count, size in [*_totals(rows), ("total", sum(r["count"] for r in rows), sum(r["bytes"] for r in rows))]:
         lines.append([name, "", "", f"{count:,}", readable_bytes(size), *[""] * (len(columns) - 5)])
-    print("\n".join(_aligned(lines, right=(3, 4))))
+    print("\n".join(tree.aligned(lines, right=(3, 4))))
 
 
 def _totals(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int, int]]:
@@ -164,16 +161,13 @@ def _stats(options: argparse.Namespace) -> None:
         if options.singular_values:
             row |= _spectrum(name, array)
         rows.append(row)
-    if options.format == "json":
-        print(json.dumps(rows, indent=1))
-        return
-    if options.format == "html":
-        print(page.stats(options.path, rows))
+    if options.format != "text":
+        print(json.dumps(rows, indent=1) if options.format == "json" else page.stats(options.path, rows))
         return
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "count"))
     lines = [[name.replace("_", " ") for name in columns]]
     lines += [[_cell(name, row.get(name, "")) for name in columns] for row in rows]
-    print("\n".join(_aligned(lines, right=range(2, len(columns)))))
+    print("\n".join(tree.aligned(lines, right=range(2, len(columns)))))
 
 
 def _spectrum(name: str, array: Any) -> dict[str, Any]:
@@ -246,7 +240,7 @@ def _diff(options: argparse.Namespace) -> None:
             numbers = [f"{one.relative:.3g}", f"{one.greatest:.3g}"] if changed else ["", ""]
             lines.append([one.name, one.kind, *numbers, one.detail])
     if len(lines) > 1:
-        print("\n".join(_aligned(lines, right=(2, 3))))
+        print("\n".join(tree.aligned(lines, right=(2, 3))))
     print(f"{same:,} of {len(found):,} arrays are the same")
 
 
@@ -287,13 +281,6 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"({', '.join(map(str, value))})" if isinstance(value, list) else str(value)
-
-
-def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [f"{c:>{w}}" if i in right else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        yield "  ".join(cells).rstrip()
 
 
 if __name__ == "__main__":

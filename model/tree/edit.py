@@ -5,7 +5,6 @@ Patterns are those of `glob`: decoder/layers/*/kernel, **/bias. One that matches
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.tree import glob, named_leaves
+from model.tree import glob, named_leaves, near
 
 Params = dict[str, Any]
 
@@ -56,7 +55,7 @@ def replace(params: Params, changes: Mapping[str, Any]) -> Params:
     leaves = named_leaves(params)
     for name, value in changes.items():
         if name not in leaves:
-            raise ValueError(f"{name}: the tree has no such path{_near(name, leaves)}")
+            raise ValueError(f"{name}: the tree has no such path{near(name, leaves)}")
         if np.shape(value) != np.shape(leaves[name]):
             raise ValueError(f"{name}: has shape {np.shape(leaves[name])}, its replacement {np.shape(value)}")
     return _nested(leaves | dict(changes))
@@ -127,14 +126,9 @@ def _matching(leaves: Mapping[str, Any], patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         hits = set(filter(glob(pattern), leaves))
         if not hits:
-            raise ValueError(f"{pattern}: no path is like that{_near(pattern, leaves)}")
+            raise ValueError(f"{pattern}: no path is like that{near(pattern, leaves)}")
         found |= hits
     return [name for name in leaves if name in found]
-
-
-def _near(name: str, leaves: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, leaves, 2, 0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; paths are {', '.join(leaves)}"
 
 
 def _check_same(trees: Sequence[Params]) -> None:
