@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,16 +18,25 @@ from train.run import Run
 _MOST_CELLS = 400  # beyond which words no longer fit into the cells
 
 
+class Picture(Figure):
+    """A figure that a notebook shows by itself, as pyplot's are shown."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png")
+        return png.getvalue()
+
+
 def draw_attention(
     maps: Float[np.ndarray, "heads query key"], queries: Sequence[str], keys: Sequence[str] | None = None
-) -> Figure:
+) -> Picture:
     """One layer's maps, a panel for each head: rows attend to columns."""
     keys = queries if keys is None else keys
     columns = min(4, len(maps))
     rows = -(-len(maps) // columns)
     size = 1.2 + 0.16 * max(len(queries), len(keys))
     with fonts():
-        figure = Figure(figsize=(columns * size, rows * size), layout="constrained")
+        figure = Picture(figsize=(columns * size, rows * size), layout="constrained")
         for head, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
             if head >= len(maps):
                 axes.axis("off")
@@ -39,11 +49,11 @@ def draw_attention(
     return figure
 
 
-def draw_attribution(attribution: Attribution) -> Figure:
+def draw_attribution(attribution: Attribution) -> Picture:
     """A bar for each token: to the right it speaks for the output."""
     count = len(attribution.pieces)
     with fonts():
-        figure = Figure(figsize=(5, 0.8 + 0.24 * count), layout="constrained")
+        figure = Picture(figsize=(5, 0.8 + 0.24 * count), layout="constrained")
         axes = figure.add_subplot()
         colors = ["#3f86e0" if score > 0 else "#d8574a" for score in attribution.scores]
         axes.barh(range(count), attribution.scores, color=colors)
@@ -55,14 +65,14 @@ def draw_attribution(attribution: Attribution) -> Figure:
     return figure
 
 
-def draw_lens(lens: Lens, run: Run) -> Figure:
+def draw_lens(lens: Lens, run: Run) -> Picture:
     """The likeliest word of each layer at each place, coloured by its probability."""
     best = np.exp(lens.log_probabilities.max(axis=-1))
     words = [[place[0] for place in layer] for layer in lens.top(run)]
     return _table(best, words, _labels(lens.pieces), _layers(lens.addresses), "probability", "Blues", (0, 1))
 
 
-def draw_effects(effects: Effects) -> Figure:
+def draw_effects(effects: Effects) -> Picture:
     """What the score changes by without each head, or each layer."""
     changes = effects.changes if effects.changes.ndim == 2 else effects.changes[:, None]
     columns = [f"head {i}" for i in range(changes.shape[1])] if effects.changes.ndim == 2 else [""]
@@ -72,16 +82,16 @@ def draw_effects(effects: Effects) -> Figure:
     return _table(changes, cells, columns, _layers(effects.parts), label, "RdBu", (-most, most))
 
 
-def draw_similarity(first: Sequence[str], second: Sequence[str], table: Float[np.ndarray, "first second"]) -> Figure:
+def draw_similarity(first: Sequence[str], second: Sequence[str], table: Float[np.ndarray, "first second"]) -> Picture:
     """CKA of each layer of one model with each of another."""
     cells = [[f"{value:.2f}" for value in row] for row in table]
     return _table(table, cells, _layers(second), _layers(first), "linear CKA", "viridis", (0, 1))
 
 
-def draw_map(points: Float[np.ndarray, "words 2"], words: Sequence[str]) -> Figure:
+def draw_map(points: Float[np.ndarray, "words 2"], words: Sequence[str]) -> Picture:
     """Words at their places on a plane."""
     with fonts():
-        figure = Figure(figsize=(6, 6), layout="constrained")
+        figure = Picture(figsize=(6, 6), layout="constrained")
         axes = figure.add_subplot()
         axes.scatter(*np.asarray(points).T, s=8, color="#3f86e0")
         for (x, y), word in zip(points, _labels(words), strict=True):
@@ -98,9 +108,9 @@ def _table(
     label: str,
     colors: str,
     limits: tuple[float, float],
-) -> Figure:
+) -> Picture:
     with fonts():
-        figure = Figure(figsize=(2 + 0.62 * len(columns), 1 + 0.32 * len(rows)), layout="constrained")
+        figure = Picture(figsize=(2.2 + 0.62 * len(columns), 1.2 + 0.32 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         image = axes.imshow(values, cmap=colors, vmin=limits[0], vmax=limits[1], aspect="auto")
         axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=8)
@@ -113,7 +123,8 @@ def _table(
                 axes.text(
                     column, row, text, ha="center", va="center", fontsize=7, color="white" if is_dark else "black"
                 )
-        figure.colorbar(image, label=label)
+        axes.set_title(label, fontsize=9, loc="left")
+        figure.colorbar(image)
     return figure
 
 

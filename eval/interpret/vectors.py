@@ -56,25 +56,29 @@ def _table(run: Run) -> Float[np.ndarray, "vocab width"]:
     return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
 
 
-def induction_scores(run: Run, *, length: int = 24, rows: int = 8, seed: int = 0) -> Float[np.ndarray, "layers heads"]:
+def induction_scores(
+    run: Run, *, tokens: Sequence[int] | None = None, length: int = 24, rows: int = 8, seed: int = 0
+) -> Float[np.ndarray, "layers heads"]:
     """How much each head of a decoder attends to what came after the token's last occurrence (Olsson et al. 2022).
 
     On random tokens, each row twice in a row: the mean attention from a token of the second half to the one behind the
-    same token in the first. 1 is a perfect induction head.
+    same token in the first. 1 is a perfect induction head. `tokens`: those drawn from, by default the vocabulary; what
+    a run was never trained on says little.
     """
     config, tokenizer = run.config.model, run.tokenizer
     if config.stack != "decoder":
         raise UserError(f"{run.directory} is no decoder, so it has no induction heads")
     length = min(length, (config.max_length - 1) // 2)
-    words = np.setdiff1d(np.arange(tokenizer.vocab_size), list(tokenizer.special_ids))
+    if tokens is None:
+        tokens = np.setdiff1d(np.arange(tokenizer.vocab_size), list(tokenizer.special_ids))
     random = np.random.default_rng(seed)
-    half = np.stack([random.choice(words, length, replace=len(words) < length) for _ in range(rows)])
-    tokens = np.concatenate([np.full((rows, 1), tokenizer.bos_id), half, half], axis=1).astype(np.int32)
+    half = np.stack([random.choice(tokens, length, replace=len(tokens) < length) for _ in range(rows)])
+    inputs = np.concatenate([np.full((rows, 1), tokenizer.bos_id), half, half], axis=1).astype(np.int32)
 
     @jax.jit
     def maps(params):
         with capture("decoder/layers/*/self_attention/probabilities") as taps:
-            call(run, params, {"tokens": tokens})
+            call(run, params, {"tokens": inputs})
         return dict(taps)
 
     found = maps(run.params)

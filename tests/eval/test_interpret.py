@@ -304,6 +304,12 @@ def test_a_hand_built_model_of_two_layers_has_a_perfect_induction_head(monkeypat
     assert scores.shape == (2, 1)
     assert scores[1, 0] == pytest.approx(1, abs=1e-3) and scores[0, 0] < 0.1
 
+    seen = np.arange(10, 60)  # the model knows these alone
+    known = np.where(np.isin(np.arange(vocab), seen)[:, None], token, 0)
+    run = Run(**{**run.__dict__, "params": edit.replace(run.params, {"token_embedding/embedding": known})})
+    assert interpret.induction_scores(run, length=12)[1, 0] < 0.5
+    assert interpret.induction_scores(run, tokens=seen, length=12)[1, 0] == pytest.approx(1, abs=1e-3)
+
 
 def test_an_untrained_model_has_no_induction_head(run):
     if run.config.model.stack != "decoder":
@@ -316,7 +322,7 @@ def test_an_untrained_model_has_no_induction_head(run):
 # Pictures and pages
 
 
-def test_every_picture_can_be_drawn(monkeypatch, tmp_path):
+def test_every_picture_can_be_drawn(monkeypatch):
     run = run_of(monkeypatch, **STACKS["decoder"])
     reading = read(run, "中 and $x$")
     maps = interpret.attention(run, reading)
@@ -328,9 +334,9 @@ def test_every_picture_can_be_drawn(monkeypatch, tmp_path):
         interpret.draw_similarity(["a/layers/0/output"], ["b"], np.array([[0.5]])),
         interpret.draw_map(interpret.flat_map(run, ["a", "b", "c"]), ["a", "b", "c"]),
     ]
-    for i, figure in enumerate(figures):
-        figure.savefig(tmp_path / f"{i}.png")
-        assert (tmp_path / f"{i}.png").stat().st_size > 3000
+    for figure in figures:
+        shown = figure._repr_png_()  # what a notebook asks for
+        assert shown.startswith(b"\x89PNG") and len(shown) > 3000
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
