@@ -9,7 +9,10 @@ table 7) reads the document around each sentence and keeps the case; here each s
 lowers it. A few tags of CoNLL-2003 and Weibo break their own scheme; they are read as conlleval reads them.
 
 Obtained, on 2 CPU cores: `conll2003`, test, seed 0: F1 85.59 (95 % interval 84.6 to 86.6), precision 84.6, recall 86.6,
-in 13 minutes, where BERT base, with case and context, has 92.4.
+in 13 minutes, where BERT base, with case and context, has 92.4. From scratch, seeds 0, 1, 2, on one core:
+`conll2003_scratch`, test: F1 65.0 ± 2.7 (62.0, 66.5, 66.6) in 6 minutes a seed, where looking up the entities of the
+training data has 56.7; `weibo`, test: F1 22.4 ± 0.7 (22.1, 21.9, 23.3) in 9 minutes a seed, far below the 43.7 of
+looking up: 1,350 posts are too few to learn the characters from.
 """
 
 from data.config import Characters, DataConfig, Tagging, WordPiece
