@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.command_line import parse, user_errors
+from train.command_line import load_loss, parse, user_errors
 from train.config import Experiment
 from train.seeds import run_seeds, take_seeds
 
@@ -41,6 +41,8 @@ def run(experiment: Experiment) -> int:
     from train.run import RunDirectory
 
     check_heads(experiment)
+    if experiment.loss.function:
+        load_loss(experiment.loss.function)
     mesh = sharding.make_mesh(experiment.mesh)
     directory = RunDirectory(experiment)
     try:

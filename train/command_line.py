@@ -62,6 +62,14 @@ def variants(path: Path) -> dict[str, Callable[[], Experiment]]:
     A name that Python does not allow gets an underscore in front: `def _1b()` is the variant `1b`. Any other
     name that begins with an underscore is private.
     """
+    module = _module(path)
+    own = (f for f in vars(module).values() if isinstance(f, types.FunctionType) and f.__module__ == module.__name__)
+    returning = {f.__name__: f for f in own if typing.get_type_hints(f).get("return") is Experiment}
+    public = {name.removeprefix("_") if name[1:2].isdigit() else name: f for name, f in returning.items()}
+    return {name: f for name, f in public.items() if not name.startswith("_")}
+
+
+def _module(path: Path) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(f"experiments.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -70,10 +78,18 @@ def variants(path: Path) -> dict[str, Callable[[], Experiment]]:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
     except ValidationError as error:
         raise UserError(*(f"{path}: {p}" for p in _problems(error))) from error
-    own = (f for f in vars(module).values() if isinstance(f, types.FunctionType) and f.__module__ == module.__name__)
-    returning = {f.__name__: f for f in own if typing.get_type_hints(f).get("return") is Experiment}
-    public = {name.removeprefix("_") if name[1:2].isdigit() else name: f for name, f in returning.items()}
-    return {name: f for name, f in public.items() if not name.startswith("_")}
+    return module
+
+
+def load_loss(target: str) -> Callable[[Any, Any], Any]:
+    """The function that `loss.function` names, FILE.py:NAME. Raises UserError where there is none."""
+    file, _, name = target.rpartition(":")
+    if not Path(file).is_file():
+        raise UserError(f"loss.function: there is no file {file}")
+    functions = {k: f for k, f in vars(_module(Path(file))).items() if isinstance(f, types.FunctionType)}
+    if name not in functions:
+        raise UserError(f"loss.function: {file} has no function '{name}'.{nearest(name, functions)}")
+    return functions[name]
 
 
 def load_target(target: str) -> Experiment:

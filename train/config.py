@@ -151,6 +151,17 @@ class Loss(_Part):
 
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Weight of the uniform distribution in the targets.")
     z_loss: float = Field(0.0, ge=0, description="Weight of log(Z)^2, which keeps logits near 0 (PaLM: 1e-4).")
+    function: str | None = Field(
+        None,
+        pattern=r"^.+\.py:\w+$",
+        description="FILE.py:NAME, what is minimized instead: a function (logits, targets) → the loss of each target.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.function and (self.label_smoothing or self.z_loss):
+            raise ValueError("function stands in place of cross entropy: label_smoothing and z_loss must be 0")
+        return self
 
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -343,6 +354,8 @@ class Experiment(_Part):
         kind, stacks = self.objective.kind, _STACKS[self.objective.kind]
         if self.model.stack not in stacks:
             return [f"objective.kind={kind} needs model.stack={' or '.join(stacks)}, not {self.model.stack}"]
+        if self.loss.function and kind == "span_answering":
+            return ["loss.function: objective.kind=span_answering has no loss of one's own"]
         outputs = num_outputs(self.objective)
         if outputs not in (None, self.model.num_labels):
             return [f"objective.kind={kind} needs model.num_labels={outputs} here, not {self.model.num_labels}"]

@@ -14,6 +14,7 @@ from data.task_config import Classification, Regression, SpanAnswering, Tagging
 from data.tokenizer import Tokenizer
 from model.transformer import Decoder, Encoder, EncoderDecoder, ReplacedTokenDetector, transformer
 from train import losses
+from train.command_line import load_loss
 from train.config import Experiment, UserError
 
 Batch = dict[str, Array]
@@ -154,7 +155,7 @@ def loss_terms(
 ) -> dict[str, Term]:
     """The terms of the loss over a batch. With a `key` the model drops out; None is for evaluation.
 
-    `smooth`: with the experiment's label smoothing and z-loss.
+    `smooth`: with the experiment's label smoothing and z-loss, or its own function.
     """
     deterministic = key is None
     key = jax.random.key(0) if deterministic else key  # a generator samples in evaluation, too, but always alike
@@ -186,12 +187,23 @@ def _main(experiment: Experiment, output: Array, batch: Batch, smooth: bool) -> 
     options = (experiment.loss.label_smoothing, experiment.loss.z_loss) if smooth else ()
     match experiment.objective:
         case Classification():
-            return _classified(output[:, None], targets[:, None], weights[:, None], *options)
+            term = _classified(output[:, None], targets[:, None], weights[:, None], *options)
         case Regression():
-            return Term(*losses.squared_error(output[:, 0], targets, weights), None)
+            output = output[:, 0]
+            term = Term(*losses.squared_error(output, targets, weights), None)
         case SpanAnswering():
-            return _answered(output, targets, weights, batch["segment_ids"] > 0, *options)
-    return _classified(output, targets, weights, *options)
+            term = _answered(output, targets, weights, batch["segment_ids"] > 0, *options)
+        case _:
+            term = _classified(output, targets, weights, *options)
+    if smooth and experiment.loss.function:
+        loss = load_loss(experiment.loss.function)(output.astype(jnp.float32), targets)
+        if jnp.shape(loss) != targets.shape:
+            raise UserError(
+                f"loss.function: {experiment.loss.function} gives {jnp.shape(loss)} for targets {targets.shape}; "
+                "expected the loss of each target"
+            )
+        term = term._replace(loss=(loss * weights).sum())
+    return term
 
 
 def _classified(logits: Array, targets: Array, weights: Array, *options: float) -> Term:

@@ -137,6 +137,50 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
+OWN = """
+import jax, jax.numpy as jnp
+
+def same(outputs, targets):
+    if outputs.shape == targets.shape:
+        return (outputs - targets) ** 2
+    return -jnp.take_along_axis(jax.nn.log_softmax(outputs), targets[..., None], -1)[..., 0]
+
+def thrice(outputs, targets):
+    return 3 * same(outputs, targets)
+
+def mean(outputs, targets):
+    return same(outputs, targets).mean()
+"""
+
+
+@pytest.mark.parametrize("name", ["causal", "classification", "regression", "tagging"])
+def test_a_loss_of_ones_own_is_minimized_and_not_measured(name, tmp_path, on_one_device):
+    (tmp_path / "own.py").write_text(OWN)
+
+    def terms(function, smooth=True):
+        if name == "causal":
+            tokens = np.random.default_rng(0).integers(0, 260, (4, 8))
+            arrays = dict(inputs=tokens, targets=tokens, weights=np.linspace(0, 1, 32, dtype=np.float32).reshape(4, 8))
+            chosen = tiny.experiment(loss=cfg.Loss(function=function))
+        else:
+            arrays, chosen = batch(name, rows=4), experiment(name, loss=cfg.Loss(function=function))
+        model = make_model(chosen)
+        params = tree.unbox(initialize(model, jax.random.key(1)))
+        found = loss_terms(chosen, model, params, jax.tree.map(jnp.asarray, arrays), None, smooth=smooth)
+        return found[main_term(chosen)]
+
+    plain = terms(None)
+    for function, times in (("same", 1), ("thrice", 3)):
+        own = terms(f"{tmp_path}/own.py:{function}")
+        np.testing.assert_allclose(own.loss, times * plain.loss, rtol=1e-5)
+        assert own.weight == plain.weight and own.correct == plain.correct
+    assert terms(f"{tmp_path}/own.py:thrice", smooth=False).loss == terms(None, smooth=False).loss
+    with pytest.raises(UserError, match=r"own.py:mean gives \(\) for targets .*expected the loss of each target"):
+        terms(f"{tmp_path}/own.py:mean")
+    with pytest.raises(UserError, match=r"own.py has no function 'thrise'. Did you mean 'thrice'?"):
+        terms(f"{tmp_path}/own.py:thrise")
+
+
 @pytest.mark.parametrize("name", ["classification", "regression", "tagging", "span_answering"])
 def test_losses_by_hand(on_one_device, name):
     """Each term's sum and weight from the model's outputs, in plain NumPy; smoothing and z-loss too."""
