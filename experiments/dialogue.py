@@ -9,9 +9,9 @@ al. 2020) do the same from pretrained models, with thousands of times the text.
 
 Obtained: `lccc`, its 2,000 validation exchanges, seed 0: perplexity 85.2 (95 % interval 80.1 to 91.1) per character,
 ends of turns among them, distinct-1 and 2 of sampled replies 0.30 and 0.58, in 10 minutes on one CPU core.
-`dailydialog`, its 1,000 test conversations, seed 0: perplexity 61.6 (59.0 to 64.2) per token, 401 (364 to 441) per word,
-distinct-1 and 2 0.35 and 0.67, in 22 minutes on one core that others used, too. Conversations with `lccc`, replies of at
-most 20 characters at temperature 0.7, and with `dailydialog` at 0.5:
+`dailydialog`, its 1,000 test conversations, seed 0: perplexity 61.6 (59.0 to 64.2) per token, 401 (364 to 441) per
+word, distinct-1 and 2 0.35 and 0.67, in 22 minutes on one core that others used, too. Conversations with `lccc`,
+replies of at most 20 characters at temperature 0.7, and with `dailydialog` at 0.5:
 
     You: 你好              Model: 你还好！
     You: 今天吃什么         Model: 这个你吃
