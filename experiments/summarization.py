@@ -9,7 +9,9 @@ pretrained models and are far above these: BART-large has ROUGE-1/2/L 47.28/21.1
 
 Obtained: `csl`, test, seed 0: ROUGE-1/2/L 12.8/3.5/11.4 in 31 minutes on one CPU core, far below the first 18
 characters of the abstract, 35.9 in ROUGE-1: from 950 abstracts the model learns how titles sound, not to copy.
-`dialogsum`: not yet run.
+`dialogsum`, test, the best of three references, seed 0: ROUGE-1/2/L 29.2/6.0/24.9 (95 % interval of the first 28.1 to
+30.2) in 32 minutes on one core, where the first 23 words have 33.0/10.4/26.3 and the whole conversation 23.0/8.9/17.5:
+most summaries say who tells whom, few what.
 """
 
 from data.config import Characters, DataConfig, SentencePiece, TextToText
@@ -35,7 +37,7 @@ def dialogsum() -> Experiment:
             target_length=64,
         ),
         vocab_size=6000,
-        num_steps=1500,
+        num_steps=1000,
     )
 
 
