@@ -12,7 +12,8 @@ Obtained, on 2 CPU cores: `conll2003`, test, seed 0: F1 85.59 (95 % interval 84.
 in 13 minutes, where BERT base, with case and context, has 92.4. From scratch, seeds 0, 1, 2, on one core:
 `conll2003_scratch`, test: F1 65.0 ± 2.7 (62.0, 66.5, 66.6) in 6 minutes a seed, where looking up the entities of the
 training data has 56.7; `weibo`, test: F1 22.4 ± 0.7 (22.1, 21.9, 23.3) in 9 minutes a seed, far below the 43.7 of
-looking up: 1,350 posts are too few to learn the characters from.
+looking up: 1,350 posts are too few to learn the characters from. `msra`, test, seed 0: F1 30.0 (27.6 to 32.7) in 6
+minutes, looking up 24.6; on held-out sentences F1 was still rising, from 34 to 41 in the last 500 steps.
 """
 
 from data.config import Characters, DataConfig, Tagging, WordPiece
