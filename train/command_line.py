@@ -86,7 +86,7 @@ def load_loss(target: str) -> Callable[[Any, Any], Any]:
     file, _, name = target.rpartition(":")
     if not Path(file).is_file():
         raise UserError(f"loss.function: there is no file {file}")
-    functions = {k: f for k, f in vars(_module(Path(file))).items() if isinstance(f, types.FunctionType)}
+    functions = {k: f for k, f in vars(_module(Path(file))).items() if callable(f)}  # a jitted one is no plain function
     if name not in functions:
         raise UserError(f"loss.function: {file} has no function '{name}'.{nearest(name, functions)}")
     return functions[name]

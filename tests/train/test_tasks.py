@@ -145,6 +145,7 @@ def same(outputs, targets):
         return (outputs - targets) ** 2
     return -jnp.take_along_axis(jax.nn.log_softmax(outputs), targets[..., None], -1)[..., 0]
 
+@jax.jit
 def thrice(outputs, targets):
     return 3 * same(outputs, targets)
 
@@ -179,6 +180,8 @@ def test_a_loss_of_ones_own_is_minimized_and_not_measured(name, tmp_path, on_one
         terms(f"{tmp_path}/own.py:mean")
     with pytest.raises(UserError, match=r"own.py has no function 'thrise'. Did you mean 'thrice'?"):
         terms(f"{tmp_path}/own.py:thrise")
+    with pytest.raises(ValueError, match="span_answering has no loss of one's own"):
+        experiment("span_answering", loss=cfg.Loss(function="own.py:same"))
 
 
 @pytest.mark.parametrize("name", ["classification", "regression", "tagging", "span_answering"])
