@@ -24,7 +24,6 @@ from data.token_cache import TokenCache
 from data.tokenizer import ByteTokenizer
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared" / "data"
 BYTES = ByteTokenizer()
 NO_CLEANING = Cleaning()
 
@@ -205,11 +204,9 @@ def test_a_damaged_cache_is_refused_and_can_be_mended(corpus, tmp_path, damage):
     assert content(make(corpus[0], tmp_path / "c").folder) == whole
 
 
-def test_wikitext_has_its_published_number_of_words(tmp_path, monkeypatch):
+def test_wikitext_has_its_published_number_of_words(wikitext2, tmp_path, monkeypatch):
     monkeypatch.setattr(caches, "CHUNK_CHARACTERS", 4_000_000)
-    path = SHARED / "language_modeling" / "wikitext2" / "test.txt"
-    if not path.exists():
-        pytest.skip(f"needs the WikiText-2 test set at {path}")
+    path = wikitext2 / "test.txt"
     cache = make(path, tmp_path / "c", document="file")
     assert cache.num_words == 245_569
     assert cache.num_bytes == path.stat().st_size

@@ -19,7 +19,6 @@ from data.pipeline import eval_batches, prepare, train_batches
 from data.tokenizer import ByteTokenizer
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -264,13 +263,8 @@ def test_the_embedded_corpus_needs_no_files(tmp_path):
     assert time.monotonic() - start < 2
 
 
-def test_real_text_of_two_languages(tmp_path):
-    english, chinese = (
-        SHARED / "language_modeling/wikitext2/valid.txt",
-        SHARED / "topic/thucnews_titles/dev.txt",
-    )
-    if not (english.exists() and chinese.exists()):
-        pytest.skip(f"needs WikiText-2 and the THUCNews titles in {SHARED}")
+def test_real_text_of_two_languages(wikitext2, shared_dataset, tmp_path):
+    english, chinese = wikitext2 / "valid.txt", shared_dataset("topic/thucnews_titles") / "dev.txt"
     sources = (Files(path=str(english), document="line"), Files(path=str(chinese), document="line"))
     tokenizer = SentencePiece(algorithm="bpe", vocab_size=8000)
     config = DataConfig(train=sources, tokenizer=tokenizer, cache_dir=str(tmp_path), held_out_fraction=0)

@@ -4,7 +4,6 @@ import bz2
 import gzip
 import json
 import lzma
-from pathlib import Path
 
 import pytest
 import zstandard
@@ -16,7 +15,6 @@ from data.config import Files, HuggingFace, PythonDocs
 from data.document import DataError, Skipped
 from data.sources import fingerprint, read
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 COMPRESS = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
@@ -110,10 +108,8 @@ def test_spans_cut_characters_rounding_down(tmp_path, span, expected):
     assert texts(path, span=span, document="line") == [expected]
 
 
-def test_shakespeare_is_split_as_nanogpt_splits_it():
-    path = SHARED / "language_modeling" / "tinyshakespeare" / "input.txt"
-    if not path.exists():
-        pytest.skip(f"needs the Shakespeare text at {path}")
+def test_shakespeare_is_split_as_nanogpt_splits_it(shared_dataset):
+    path = shared_dataset("language_modeling/tinyshakespeare") / "input.txt"
     (train,), (validation,) = texts(path, span=(0, 0.9)), texts(path, span=(0.9, 1))
     assert (len(train), len(validation)) == (1_003_854, 111_540)
     assert train + validation == path.read_text()

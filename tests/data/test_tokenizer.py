@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
@@ -17,7 +16,6 @@ from data.characters import CharacterTokenizer
 from data.config import Bytes, Characters, Cleaning, Files, SentencePiece
 from data.document import DataError
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 TEXT = (
     "In the beginning was the word, and the word was 1234.\n\n"
     "    def indented(code):\n        return '早上好' + code  # two  spaces\n"
@@ -194,10 +192,8 @@ def test_a_file_that_is_no_model(tmp_path):
         tokenizers.load(path)
 
 
-def test_another_model_gets_the_special_ids_that_it_lacks():
-    path = SHARED / "tokenizers" / "t5_sentencepiece" / "t5-base.spiece.model"
-    if not path.exists():
-        pytest.skip(f"needs T5's tokenizer at {path}")
+def test_another_model_gets_the_special_ids_that_it_lacks(shared_dataset):
+    path = shared_dataset("tokenizers/t5_sentencepiece") / "t5-base.spiece.model"
     tokenizer = tokenizers.train(SentencePiece(path=str(path)), iter(()))
     assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 2, 32000, 1)
     assert tokenizer.vocab_size == 32001

@@ -1,7 +1,6 @@
 """Real weights, a real tokenizer and real sentences: all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019)."""
 
 import csv
-import os
 from importlib import metadata
 from pathlib import Path
 
@@ -36,12 +35,9 @@ def folder() -> Path:
 
 
 @pytest.fixture(scope="module")
-def sentences() -> list[str]:
+def sentences(shared_dataset) -> list[str]:
     """The first of CoLA's development set."""
-    data = Path(os.environ.get("QUIRE_DATA", Path(__file__).parents[4] / "shared" / "data"))
-    file = data / "glue" / "cola" / "dev.tsv"
-    if not file.is_file():
-        pytest.skip(f"CoLA is not at {file}; set QUIRE_DATA to a folder of datasets")
+    file = shared_dataset("glue/cola") / "dev.tsv"
     with file.open(encoding="utf-8", newline="") as lines:
         rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [row[3] for row in rows][:NUM_SENTENCES]
