@@ -107,7 +107,7 @@ def test_same_start_and_same_losses_on_every_mesh(reference, model, mesh):
     assert ("tensor" in query) == ("tensor" in mesh)
 
 
-QUICK = ("bert", "electra", "shared", "prefix")  # one of each kind of batch and of loss
+QUICK = ("bert", "electra", "shared", "prefix", "mixture")  # one of each kind of batch and of loss
 
 
 @pytest.mark.parametrize(
