@@ -27,6 +27,7 @@ from data.tagging import spans_from_tags
 from data.task_config import Classification, Dialogue, Regression, SpanAnswering, Tagging, Task, TextToText
 from eval.command_line import add_step, print_anything, run_config
 from eval.task_measures import words
+from model.text_table import aligned
 from train.command_line import user_errors
 from train.config import UserError
 
@@ -111,7 +112,6 @@ def compare_with_baselines(directory: str, split: str, step: str | int) -> dict[
 def table(result: dict[str, Any]) -> str:
     """Aligned lines for a person: of each score the run's value and the baselines', with intervals."""
     from eval.results import number, protocols
-    from model.tree import aligned
 
     rows = [("", "", "value", "95 % interval", "run - baseline", "95 % interval", "p")]
     systems, last = result["baselines"], None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.task_config import Task
 from eval.command_line import add_step, print_anything, run_config
+from model.text_table import aligned
 from train.command_line import user_errors
 from train.config import UserError
 
@@ -111,7 +112,6 @@ def compare_measures(first: Sequence[Measure], second: Sequence[Measure]) -> lis
 def table(result: dict[str, Any]) -> str:
     """Aligned lines for a person."""
     from eval.results import number, protocols
-    from model.tree import aligned
 
     found = result["comparisons"]
     heads = [(side, result[side]) for side in ("first", "second")]

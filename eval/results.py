@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data.storage import write_atomically
 from data.task_config import Classification, Task
 from eval.task_measures import Prediction, confidences, measures
+from model.text_table import aligned
 
 if TYPE_CHECKING:
     from train.run import Run
@@ -65,8 +66,6 @@ def _draw(objective: Task, predictions: Sequence[Prediction], folder: Path) -> N
 
 def table(result: Result) -> str:
     """Aligned lines for a person: what was measured, the scores with their intervals, and how each is computed."""
-    from model.tree import aligned
-
     protocol = result["protocol"]
     lines = [
         ("run", f"{result['run']}, step {result['step']:,} ({protocol['checkpoint']})"),
@@ -89,8 +88,6 @@ def table(result: Result) -> str:
 
 def protocols(scores: Sequence[dict[str, Any]]) -> Iterator[str]:
     """How each score is computed, and once for all how its interval is."""
-    from model.tree import aligned
-
     parts = [re.split(r"; (?=(?:paired )?[\d.]+% )", score["protocol"], maxsplit=1) for score in scores]
     yield from aligned([(score["name"], part[0]) for score, part in zip(scores, parts, strict=True)])
     yield from dict.fromkeys(f"intervals: {interval}" for _, *rest in parts for interval in rest)

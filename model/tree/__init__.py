@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax.core.meta import AxisMetadata
+
+from model.text_table import aligned
 
 
 def path_name(path: tuple) -> str:
@@ -87,14 +89,6 @@ def table(tree: Any) -> str:
     rows.append(("total", "", "", "", f"{count(tree):,}"))
     columns = [column for column in zip(*rows, strict=True) if any(column)]
     return "\n".join(aligned(list(zip(*columns, strict=True)), right=[len(columns) - 1]))
-
-
-def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:
-    """Lines whose columns stand under each other; those of these numbers end together."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [f"{c:>{w}}" if i in right else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        yield "  ".join(cells).rstrip()
 
 
 def show(tree: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from model import tree
+from model.text_table import aligned
 from model.tree import page, statistics
 from model.tree.archives import Archive, ArchiveError, open_archive
 from train.command_line import nearest, user_errors
@@ -126,7 +127,7 @@ def _tree(options: argparse.Namespace) -> None:
     lines = [columns] + [[_cell(name, row.get(name, "")) for name in columns] for row in rows]
     for name, count, size in [*_totals(rows), ("total", sum(r["count"] for r in rows), sum(r["bytes"] for r in rows))]:
         lines.append([name, "", "", f"{count:,}", readable_bytes(size), *[""] * (len(columns) - 5)])
-    print("\n".join(tree.aligned(lines, right=(3, 4))))
+    print("\n".join(aligned(lines, right=(3, 4))))
 
 
 def _totals(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int, int]]:
@@ -167,7 +168,7 @@ def _stats(options: argparse.Namespace) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "count"))
     lines = [[name.replace("_", " ") for name in columns]]
     lines += [[_cell(name, row.get(name, "")) for name in columns] for row in rows]
-    print("\n".join(tree.aligned(lines, right=range(2, len(columns)))))
+    print("\n".join(aligned(lines, right=range(2, len(columns)))))
 
 
 def _spectrum(name: str, array: Any) -> dict[str, Any]:
@@ -240,7 +241,7 @@ def _diff(options: argparse.Namespace) -> None:
             numbers = [f"{one.relative:.3g}", f"{one.greatest:.3g}"] if changed else ["", ""]
             lines.append([one.name, one.kind, *numbers, one.detail])
     if len(lines) > 1:
-        print("\n".join(tree.aligned(lines, right=(2, 3))))
+        print("\n".join(aligned(lines, right=(2, 3))))
     print(f"{same:,} of {len(found):,} arrays are the same")
 
 
